@@ -1,0 +1,105 @@
+"""The decision as data: which places of a model get what, and why; it can be read, saved and applied later.
+
+A plan never holds masks: which weights go in block i depends on the blocks before it being pruned already.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prunekit.errors import InputError, UsageError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where zeros may fall: anywhere (`unstructured`), or N kept of every M consecutive inputs (`N:M`)."""
+
+    kept: int | None = None
+    group: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `unstructured` or `N:M` with 1 <= N < M; raises UsageError with the form that was expected."""
+        if text == "unstructured":
+            return cls()
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        if not match or not 1 <= int(match[1]) < int(match[2]):
+            raise UsageError(
+                f"pattern {text!r} is not 'unstructured' or N:M with 1 <= N < M",
+                hint="2:4 keeps 2 weights of every 4 consecutive inputs",
+            )
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def sparsity(self) -> float | None:
+        """The fraction of zeros that the pattern implies; None when any fraction is possible."""
+        return None if self.group is None or self.kept is None else 1 - self.kept / self.group
+
+    def __str__(self) -> str:
+        return "unstructured" if self.group is None else f"{self.kept}:{self.group}"
+
+
+class Frozen(BaseModel):
+    """A pydantic model that cannot change and refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sparsify(Frozen):
+    """Zero a fraction of the weights of one linear."""
+
+    kind: Literal["sparsify"] = "sparsify"
+    linear: str = Field(description="Full path of the linear, e.g. model.layers.3.mlp.down_proj.")
+    sparsity: float = Field(ge=0, lt=1, description="Fraction of its weights to set to zero.")
+    pattern: str = Field(default="unstructured", description="unstructured or N:M.")
+
+
+Action = Sparsify
+
+
+class PrunePlan(Frozen):
+    """What will be done to one model: a list of actions, and everything needed to do it again.
+
+    `recipe` is the run's recipe and `source` the identity of the model (`{file name: sha256}`); both are
+    filled in by the pipeline, so that `prunekit apply` can refuse a plan made for another model.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    method: str
+    ratio: float = Field(gt=0, lt=1)
+    actions: tuple[Action, ...]
+    notes: tuple[str, ...] = ()
+    recipe: dict[str, Any] = {}
+    source: dict[str, str] = {}
+
+    def sparsify(self) -> dict[str, Sparsify]:
+        """Linear path -> what to do with it."""
+        return {action.linear: action for action in self.actions if isinstance(action, Sparsify)}
+
+    def to_json(self) -> str:
+        """The plan as indented JSON with a final newline; stable from run to run."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, name: str = "the plan") -> Self:
+        """Read a plan back; raises InputError naming the first thing that is wrong with it."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "top level"
+            raise InputError(f"{name} is not a prunekit plan: {where}: {first['msg']}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a plan file; raises InputError when it is missing or not a plan."""
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"), name=str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the plan {path}: {error}", hint="prunekit plan MODEL -o plan.json") from error
