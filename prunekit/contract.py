@@ -1,0 +1,90 @@
+"""All that the author of a method or an allocator needs to read: what is asked of a plug-in and what it is given."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from prunekit.model import PrunableModel
+from prunekit.plan import Pattern, PrunePlan
+from prunekit.progress import Progress, Silent
+
+Budget = Mapping[str, float]  # linear path -> sparsity in [0, 1)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a plug-in declares; the pipeline supplies it, or refuses before any work is done."""
+
+    calibration: bool = False
+    gradients: bool = False
+    budget: bool = False
+
+
+@dataclass
+class Context:
+    """What a plug-in is given: the model, and of the rest only what it declared.
+
+    `calibration` holds token ids, int64 of shape (samples, seq_len). `probe` is a short sequence (1, tokens) that the
+    walker carries along to record the pruned model's logits, against which the export is verified.
+    """
+
+    model: PrunableModel
+    ratio: float
+    probe: Tensor
+    pattern: Pattern = field(default_factory=Pattern)
+    calibration: Tensor | None = None
+    batch_size: int = 1
+    budget: Budget | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    progress: Progress = field(default_factory=Silent)
+    offload: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the work is done."""
+        return self.model.device
+
+    def note(self, text: str) -> None:
+        """Tell the user something and keep it for the manifest."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.progress.note(text)
+
+
+class PlugIn(BaseModel):
+    """Options as typed fields, each with a bound and one sentence: an instance is its options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[Needs] = Needs()
+
+
+class Method(PlugIn, ABC):
+    """A pruning algorithm."""
+
+    @abstractmethod
+    def plan(self, ctx: Context) -> PrunePlan:
+        """Decide which places of the model get what; reads only, every weight stays as it is."""
+
+    @abstractmethod
+    def apply(self, ctx: Context, plan: PrunePlan) -> None:
+        """Edit `ctx.model` exactly as the plan says, block by block, through the walker."""
+
+
+class Allocator(PlugIn, ABC):
+    """Turns one global ratio into one sparsity per linear."""
+
+    uniform: ClassVar[bool] = False  # whether every linear gets the same sparsity, as a fixed N:M demands
+
+    @abstractmethod
+    def allocate(self, ctx: Context, sparsity: float) -> Budget:
+        """A budget for every linear whose mean, weighted by parameters, is `sparsity`."""
