@@ -1,0 +1,115 @@
+"""SparseGPT: zero weights one column at a time and let the columns that follow make up for the error.
+
+Paper: Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023, arXiv:2301.00774.
+"""
+
+from typing import ClassVar
+
+import torch
+from prunekit.contract import Context, Method, Needs
+from prunekit.errors import UnsupportedError
+from prunekit.plan import Pattern, PrunePlan
+from prunekit.sparsity import keep_above_threshold, keep_per_group, plan_sparsity
+from prunekit.statistics import Hessian
+from prunekit.walk import walk
+from pydantic import Field
+from torch import Tensor
+
+MOST_DAMPENING = 1.0  # of the mean diagonal: beyond it the Hessian no longer says anything
+
+
+class SparseGPT(Method):
+    """Zero weights column by column and update the rest by the inverse Hessian of the layer's error."""
+
+    name: ClassVar[str] = "sparsegpt"
+    paper: ClassVar[str] = "Frantar and Alistarh 2023, arXiv:2301.00774"
+    needs: ClassVar[Needs] = Needs(calibration=True, budget=True)
+
+    dampening: float = Field(default=0.01, gt=0, le=1, description="Added to the Hessian's diagonal, as a fraction of its mean.")
+    block_size: int = Field(default=128, ge=1, le=4096, description="Columns whose weights compete with each other and are updated at once.")
+    true_sequential: bool = Field(default=False, description="Measure each group of linears after the groups before it in the block are pruned.")
+
+    def plan(self, ctx: Context) -> PrunePlan:
+        return plan_sparsity(ctx, self.name)
+
+    def apply(self, ctx: Context, plan: PrunePlan) -> None:
+        actions = plan.sparsify()
+        for visit in walk(ctx, Hessian, sequential=self.true_sequential):
+            factors: dict[int, Tensor] = {}  # linears that read the same input share one factor
+            for linear in visit.linears:
+                hessian, action = visit.statistics[linear.path], actions[linear.path]
+                if id(hessian) not in factors:
+                    factors[id(hessian)] = self.factorise(ctx, linear.path, hessian.matrix)
+                dead = hessian.total.diagonal() == 0
+                weight = linear.weight.float().masked_fill(dead, 0)
+                if action.sparsity:
+                    weight = prune(weight, factors[id(hessian)], action.sparsity, Pattern.parse(action.pattern), self.block_size)
+                linear.write(weight)
+
+    def factorise(self, ctx: Context, path: str, hessian: Tensor) -> Tensor:
+        """Upper-triangular U with U^T U = (H + damping)^-1; the damping is doubled, and that is noted, while H is not positive definite."""
+        dampening = self.dampening
+        while dampening <= MOST_DAMPENING:
+            factor = inverse_factor(hessian, dampening)
+            if factor is not None:
+                return factor
+            dampening *= 2
+            ctx.note(f"{path}: the Hessian is not positive definite, dampening raised to {dampening:g}")
+        raise UnsupportedError(f"{path}: the Hessian cannot be inverted", hint="calibrate on more or other text (--samples, --calib)")
+
+
+def inverse_factor(hessian: Tensor, dampening: float) -> Tensor | None:
+    """Upper-triangular U with U^T U = H'^-1, where H' is H (inputs, inputs) with its diagonal raised; None when that fails.
+
+    Dead inputs (H_jj = 0) get H_jj = 1. The diagonal is raised by `dampening` times its mean.
+    """
+    damped = hessian.clone()
+    diagonal = damped.diagonal()
+    diagonal.masked_fill_(diagonal == 0, 1)
+    diagonal.add_(dampening * diagonal.mean())
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return None
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if failed or not upper.isfinite().all() else upper
+
+
+def prune(weight: Tensor, factor: Tensor, sparsity: float, pattern: Pattern, block_size: int) -> Tensor:
+    """The pruned weight (outputs, inputs) by the paper's algorithm 1, with the factor U (inputs, inputs) of the inverse Hessian."""
+    columns = weight.T.contiguous()  # one row per input: a column of W is contiguous
+    group = pattern.group or 1
+    size = -(-block_size // group) * group  # no N:M group is split between two blocks
+    for start in range(0, len(columns), size):
+        stop = min(start + size, len(columns))
+        errors = _prune_block(columns[start:stop], factor[start:stop, start:stop], sparsity, pattern)
+        columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    return columns.T
+
+
+def _prune_block(columns: Tensor, factor: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
+    """Prune some consecutive inputs in place, shape (inputs, outputs); returns their errors, of the same shape.
+
+    Each column is brought up to date from the errors of those before it only when its turn comes (two kernels a
+    column), which equals updating all later columns after each one.
+    """
+    errors = torch.zeros_like(columns)
+    scale = factor.diagonal()[:, None]
+    step = pattern.group or len(columns)
+    for start in range(0, len(columns), step):
+        group = slice(start, start + step)
+        current = columns[group] - factor[:start, group].T @ errors[:start]
+        keep = _keep_mask((current / scale[group]).square(), sparsity, pattern)
+        share = torch.where(keep, 0, 1 / scale[group])  # (w - q) / U_ii is w * share
+        for offset in range(len(keep)):
+            index = start + offset
+            column = torch.addmv(columns[index], errors[:index].T, factor[:index, index], alpha=-1)
+            torch.mul(column, share[offset], out=errors[index])
+            columns[index] = column.masked_fill_(~keep[offset], 0)
+    return errors
+
+
+def _keep_mask(scores: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
+    """Keep mask of W^2 / U_jj^2, shape (inputs, outputs): a threshold for all of it, or the N largest of a group per output."""
+    if pattern.group is None:
+        return keep_above_threshold(scores, sparsity)
+    return keep_per_group(scores.T, pattern).T

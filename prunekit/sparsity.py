@@ -1,0 +1,83 @@
+"""Keep masks from scores, the plan that every weight method shares, and sparsity as it is measured.
+
+A keep mask is boolean and True survives. A score is a saliency: small means remove first.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunekit.contract import Context
+from prunekit.errors import UnsupportedError, UsageError
+from prunekit.model import PrunableModel, find_other_matrices
+from prunekit.plan import Pattern, PrunePlan, Sparsify
+
+
+def plan_sparsity(ctx: Context, method: str) -> PrunePlan:
+    """One action per linear, from the budget; raises UnsupportedError for matrices that no weight method reaches."""
+    if ctx.budget is None:
+        raise RuntimeError(f"{method} needs a budget")
+    for index, block in enumerate(ctx.model.blocks):
+        if others := find_other_matrices(ctx.model.stack[index], block.path):
+            shape = tuple(ctx.model.skeleton.get_parameter(others[0]).shape)
+            raise UnsupportedError(f"{others[0]} {shape} is not a plain linear; {method} prunes Linear and Conv1D weights only")
+    actions = [Sparsify(linear=path, sparsity=sparsity, pattern=str(ctx.pattern)) for path, sparsity in ctx.budget.items()]
+    check_groups(ctx.model, ctx.pattern)
+    return PrunePlan(method=method, ratio=ctx.ratio, actions=tuple(actions))
+
+
+def check_groups(model: PrunableModel, pattern: Pattern) -> None:
+    """Raise UsageError when the inputs of a linear do not divide into the pattern's groups."""
+    for path, linear in model.linears().items():
+        if pattern.group and linear.shape[1] % pattern.group:
+            raise UsageError(f"{path} has {linear.shape[1]} inputs, which pattern {pattern} cannot divide into groups of {pattern.group}")
+
+
+def keep_per_row(scores: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
+    """Keep mask (outputs, inputs) that drops the smallest scores of every row (Wanda, section 3), or of every N:M group.
+
+    Unstructured: `int(inputs * sparsity)` weights per row; ties go to the lower column.
+    """
+    if pattern.group is not None:
+        return keep_per_group(scores, pattern)
+    dropped = scores.argsort(dim=1, stable=True)[:, : int(scores.shape[1] * sparsity)]
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, dropped, False)
+
+
+def keep_per_group(scores: Tensor, pattern: Pattern) -> Tensor:
+    """Keep mask that leaves the N largest scores of every M consecutive columns of a row; ties drop the lower column."""
+    if pattern.group is None or pattern.kept is None:
+        raise RuntimeError("an unstructured pattern has no groups")
+    groups = scores.reshape(scores.shape[0], -1, pattern.group)
+    dropped = groups.argsort(dim=2, stable=True)[:, :, : pattern.group - pattern.kept]
+    return torch.ones_like(groups, dtype=torch.bool).scatter_(2, dropped, False).reshape(scores.shape)
+
+
+def keep_above_threshold(scores: Tensor, sparsity: float) -> Tensor:
+    """Keep mask that drops every score up to the one of rank `int(numel * sparsity)` in the whole matrix, that one included."""
+    if sparsity == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    flat = scores.flatten()
+    return scores > flat.sort().values[int(flat.numel() * sparsity)]
+
+
+def measure_sparsity(model: PrunableModel) -> dict[str, float]:
+    """Linear path -> fraction of its stored weights that are zero, read block by block."""
+    measured: dict[str, float] = {}
+    for block in model.blocks:
+        names = {f"{linear.path}.weight": linear.path for linear in block.linears}
+        measured |= {names[name]: zero_fraction(tensor) for name, tensor in model.read(names).items()}
+    return measured
+
+
+def zero_fraction(tensor: Tensor) -> float:
+    """The fraction of a tensor's elements that are exactly zero."""
+    return 1 - int(tensor.count_nonzero()) / max(1, tensor.numel())
+
+
+def mean_sparsity(model: PrunableModel, per_linear: Mapping[str, float]) -> float:
+    """Mean over linears of a sparsity, weighted by parameters."""
+    linears = model.linears()
+    total = sum(linears[path].parameters for path in per_linear)
+    return sum(linears[path].parameters * sparsity for path, sparsity in per_linear.items()) / total
