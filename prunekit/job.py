@@ -1,0 +1,245 @@
+"""A recipe brought to life: the model, its tokenizer, the plug-ins and the calibration set of one run."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from prunekit import __version__
+from prunekit import recipe as recipes
+from prunekit.allocation import check_budget
+from prunekit.calibration import Calibration, calibrate, check_vocabulary, default_seq_len, default_source
+from prunekit.checkpoint import Checkpoint
+from prunekit.checks import tolerance
+from prunekit.contract import Allocator, Context, Method
+from prunekit.errors import InputError, UsageError
+from prunekit.evaluate.perplexity import Perplexity, measure
+from prunekit.locate import locate
+from prunekit.manifest import Manifest, Result, Source
+from prunekit.model import PrunableModel
+from prunekit.plan import Pattern, PrunePlan
+from prunekit.progress import Progress
+from prunekit.recipe import ComputeRecipe, Recipe
+from prunekit.staging import Staging
+from prunekit.verify import Verification, verify
+from prunekit.walk import default_batch_size
+
+PROBE_TOKENS = 64  # long enough to exercise attention, short enough to cost nothing
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+@dataclass
+class Job:
+    """A recipe brought to life: what the steps of a run pass to each other."""
+
+    recipe: Recipe
+    model: PrunableModel
+    tokenizer: PreTrainedTokenizerBase | None
+    method: Method
+    allocator: Allocator
+    calibration: Calibration | None
+    progress: Progress
+    offline: bool
+
+    @classmethod
+    def load(cls, recipe: Recipe, progress: Progress, offline: bool) -> "Job":
+        """Find model, tokenizer and plug-ins, and draw the calibration set if it is needed."""
+        method, allocator = recipes.method(recipe), recipes.allocator(recipe)
+        _refuse(recipe, method)
+        if recipe.model is None:
+            raise UsageError("no model is given", hint="prunekit prune sample --method wanda --ratio 0.5")
+        model, tokenizer = open_model(recipe.model, recipe.compute, offline, recipe.trust_remote_code)
+        calibration = None
+        if method.needs.calibration or allocator.needs.calibration:
+            calibration = _calibrate(recipe, model, tokenizer, progress, offline)
+        return cls(recipe, model, tokenizer, method, allocator, calibration, progress, offline)
+
+    @cached_property
+    def source(self) -> dict[str, str]:
+        """Identity of the model's files: name -> sha256."""
+        return self.model.checkpoint.fingerprint()
+
+    def context(self, staging: Staging | None = None) -> Context:
+        """What the plug-ins are given; with a staging folder the model can be edited."""
+        self.model.edits = staging
+        recipe, ids = self.recipe, None if self.calibration is None else self.calibration.ids
+        seq_len = 1 if ids is None else ids.shape[1]
+        return Context(
+            model=self.model,
+            ratio=recipe.sparsity,
+            probe=_probe(ids, self.model),
+            pattern=Pattern.parse(recipe.pattern),
+            calibration=ids,
+            batch_size=recipe.calibration.batch_size or default_batch_size(seq_len),
+            generator=torch.Generator().manual_seed(recipe.seed),
+            progress=self.progress,
+            offload=staging.folder / "hidden" if staging and recipe.compute.offload == "disk" else None,
+        )
+
+    def plan(self, ctx: Context) -> PrunePlan:
+        """Share out the sparsity and let the method decide; the plan carries recipe and source along."""
+        if self.method.needs.budget:
+            ctx.budget = self.allocator.allocate(ctx, ctx.ratio)
+            check_budget(ctx, ctx.budget, ctx.ratio, self.recipe.allocator)
+        plan = self.method.plan(ctx)
+        return plan.model_copy(
+            update={
+                "recipe": self.recipe.model_dump(mode="json"),
+                "source": self.model.checkpoint.fingerprint(),
+            }
+        )
+
+    def quick_perplexity(self, staging: Staging | None) -> Perplexity | None:
+        """Perplexity with the edits of a staging folder, or dense without one; None when not wanted."""
+        wanted = self.recipe.evaluation
+        if not wanted.quick or self.tokenizer is None:
+            return None
+        self.model.edits = staging
+        name = wanted.set or default_evaluation(self.recipe)
+        column = self.recipe.calibration.column if name == self.recipe.calibration.source else None
+        return measure(
+            self.model,
+            self.tokenizer,
+            name,
+            wanted.protocol,
+            wanted.windows,
+            self.offline,
+            self.progress,
+            column,
+        )
+
+    def manifest(
+        self, plan: PrunePlan, result: Result, perplexity: dict[str, Any] | None, notes: Sequence[str]
+    ) -> Manifest:
+        """What `prunekit.json` will say."""
+        checkpoint = self.model.checkpoint
+        return Manifest.of(
+            source=Source.of(self.recipe.model or "", checkpoint.folder, plan.source),
+            recipe=plan.recipe,
+            plan=plan,
+            calibration=self.calibration and self.calibration.record(),
+            result=result,
+            perplexity=perplexity,
+            notes=tuple(notes),
+            logit_tolerance=None if self.recipe.export.verify == "off" else tolerance(self.model.dtype),
+        )
+
+    def verify(self, staging: Staging) -> Verification | None:
+        """Prove in a fresh process that the exported folder is the model that was pruned."""
+        if self.recipe.export.verify == "off":
+            return None
+        self.progress.stage("verifying", 1)
+        verification = verify(
+            staging.export_dir,
+            staging.probe_path,
+            self.recipe.export.verify,
+            device=str(self.model.device),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            trust_remote_code=self.recipe.trust_remote_code,
+        )
+        self.progress.step(f"{verification.mode}: {len(verification.checks)} checks passed")
+        return verification
+
+    def signature(self, plan: PrunePlan) -> dict[str, Any]:
+        """All that the finished blocks depend on; an interrupted run goes on only under the same one."""
+        recipe = plan.recipe
+        return {
+            "source": plan.source,
+            "recipe": {
+                key: recipe[key]
+                for key in ("method", "ratio", "pattern", "allocator", "options", "allocator_options", "seed")
+            },
+            "plan": hashlib.sha256(repr(plan.actions).encode()).hexdigest(),
+            "calibration": self.calibration and self.calibration.sha256,
+            "batch_size": recipe["calibration"]["batch_size"],
+            "device": str(self.model.device),
+            "dtype": str(self.model.dtype),
+            "versions": versions(),
+        }
+
+
+def open_model(
+    spec: str, compute: ComputeRecipe, offline: bool, trust_remote_code: bool
+) -> tuple[PrunableModel, PreTrainedTokenizerBase | None]:
+    """A model without its weights, and its tokenizer when the folder has one."""
+    checkpoint = Checkpoint.open(locate(spec, offline=offline))
+    model = PrunableModel.open(
+        checkpoint, device=compute.device, dtype=compute.dtype, trust_remote_code=trust_remote_code
+    )
+    return model, load_tokenizer(checkpoint, trust_remote_code)
+
+
+def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model folder, or None when it has none."""
+    if not any((checkpoint.folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers fail in as many ways as there are families
+        raise InputError(f"the tokenizer of {checkpoint.folder} does not load: {error}") from error
+
+
+def default_evaluation(recipe: Recipe) -> str:
+    """The set of the quick perplexity: that of the calibration text, or `sample` when it came through a pipe."""
+    source = recipe.calibration.source or default_source(recipe.model or "")
+    return "sample" if source == "-" else source
+
+
+def versions() -> dict[str, str]:
+    """Versions that the bytes of a result may depend on."""
+    return {"prunekit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _refuse(recipe: Recipe, method: Method) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    recipes.refuse_needless_allocator(recipe, method.needs.budget)
+    if not method.needs.budget and recipe.pattern != "unstructured":
+        raise UsageError(
+            f"{recipe.method} prunes no single weights, so pattern {recipe.pattern} means nothing to it"
+        )
+
+
+def _calibrate(
+    recipe: Recipe,
+    model: PrunableModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    progress: Progress,
+    offline: bool,
+) -> Calibration:
+    if tokenizer is None:
+        raise InputError(
+            f"{recipe.model} has no tokenizer, and {recipe.method} needs a calibration set",
+            hint="copy the tokenizer's files into the folder",
+        )
+    wanted = recipe.calibration
+    source = wanted.source or default_source(recipe.model or "")
+    calibration = calibrate(
+        source,
+        tokenizer,
+        samples=wanted.samples,
+        seq_len=wanted.seq_len or default_seq_len(model.config),
+        seed=wanted.seed,
+        column=wanted.column,
+        offline=offline,
+        progress=progress,
+    )
+    check_vocabulary(calibration.ids, model.config.get_text_config().vocab_size)
+    size = f"{calibration.samples} sequences of {calibration.seq_len} tokens"
+    progress.note(f"calibrating on {source}: {size}, seed {calibration.seed}")
+    for note in calibration.notes:
+        progress.note(note)
+    return calibration
+
+
+def _probe(ids: Tensor | None, model: PrunableModel) -> Tensor:
+    """A short sequence (1, tokens): the beginning of the calibration set, else seeded random tokens."""
+    if ids is not None:
+        return ids[:1, :PROBE_TOKENS].clone()
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(model.config.get_text_config().vocab_size, (1, PROBE_TOKENS), generator=generator)
