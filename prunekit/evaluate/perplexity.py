@@ -1,0 +1,197 @@
+"""Perplexity by the protocols of the pruning papers, which differ in their window and are not comparable.
+
+    ppl = exp( mean over windows of the mean cross entropy of positions 1 .. w-1 )
+
+The text is joined and tokenised once and cut into floor(N / w) windows of w tokens that do not overlap; the
+rest is dropped. Every window starts without context: its first token is given, not predicted.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from prunekit import token_cache, walk
+from prunekit.calibration import check_vocabulary, encode, max_positions, tokenizer_identity
+from prunekit.errors import InputError, PrunekitError, UnsupportedError, UsageError
+from prunekit.model import PrunableModel
+from prunekit.progress import Progress, Silent
+from prunekit.texts import Text, load_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 2**24  # logits that are looked at together: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to cut a text: windows of the model's maximum, of at most `window` tokens when that is given."""
+
+    name: str
+    window: int | None
+
+    def window_for(self, positions: int | None) -> int:
+        """Tokens in a window for a model of so many positions; raises UnsupportedError without any bound."""
+        bounds = [bound for bound in (self.window, positions) if bound]
+        if not bounds:
+            raise UnsupportedError(
+                f"protocol {self.name} takes the model's maximum as its window, and the config states none",
+                hint="--protocol sparsegpt uses windows of 2048 tokens",
+            )
+        return min(bounds)
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (Protocol("sparsegpt", 2048), Protocol("wanda", None), Protocol("llm-pruner", 128))
+}
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity and all that it depends on; `tokens` counts those that were predicted."""
+
+    value: float
+    set: str
+    revision: str | None
+    split: str
+    protocol: str
+    join: str
+    window: int
+    windows: int
+    tokens: int
+
+    def record(self) -> dict[str, Any]:
+        """As JSON: a value that is no number stays visible as "nan" or "inf"."""
+        return asdict(self) | {"value": self.value if math.isfinite(self.value) else str(self.value)}
+
+
+def measure(
+    model: PrunableModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    set_name: str,
+    protocol: str = "sparsegpt",
+    limit: int | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    column: str | None = None,
+) -> Perplexity:
+    """The perplexity of a model on a named set or a local text, on its first `limit` windows.
+
+    Raises UsageError for an unknown protocol, InputError for a text that cannot be had or is too short.
+    """
+    chosen = find_protocol(protocol)
+    text = load_text(set_name, split="evaluation", column=column, offline=offline, progress=progress)
+    ids = _cached_windows(text, tokenizer, chosen, max_positions(model.config), limit)
+    value = perplexity(model, ids, progress)
+    return describe(value, text, chosen, ids)
+
+
+def _cached_windows(
+    text: Text,
+    tokenizer: "PreTrainedTokenizerBase",
+    protocol: Protocol,
+    positions: int | None,
+    limit: int | None,
+) -> Tensor:
+    """`windows`, remembered: the same text is measured before and after pruning, and for every method."""
+    asked = {"window": protocol.window_for(positions), "limit": limit, "bound": text.max_windows}
+    identity = {"text": text.identity(), "join": text.separator, "tokenizer": tokenizer_identity(tokenizer)}
+    entry = token_cache.folder() / "evaluation" / f"{token_cache.key(version=1, **asked, **identity)}.safetensors"
+    if found := token_cache.read(entry):
+        return found[0]
+    ids = windows(text, tokenizer, protocol, positions, limit)
+    token_cache.write(entry, ids, {})
+    return ids
+
+
+def describe(value: float, text: Text, protocol: Protocol, ids: Tensor) -> Perplexity:
+    """A perplexity over windows (n, w) of a text, with its circumstances."""
+    count, window = ids.shape
+    return Perplexity(
+        value=value,
+        set=text.source,
+        revision=text.revision,
+        split=text.split,
+        protocol=protocol.name,
+        join=text.separator,
+        window=window,
+        windows=count,
+        tokens=count * (window - 1),
+    )
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of that name; raises UsageError listing them all."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"no protocol is called {name!r}; expected one of: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def windows(
+    text: Text,
+    tokenizer: "PreTrainedTokenizerBase",
+    protocol: Protocol,
+    max_positions: int | None,
+    limit: int | None = None,
+) -> Tensor:
+    """The text as token ids (n, w), the first `limit` windows; raises InputError when it fills none."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"{limit} windows; expected at least 1")
+    window = protocol.window_for(max_positions)
+    ids = encode(tokenizer, text.joined())
+    whole = len(ids) // window
+    if whole == 0:
+        raise InputError(
+            f"{text.source} has {len(ids)} tokens; expected at least {window} for one window",
+            hint="give more text, or measure with shorter windows: --protocol llm-pruner",
+        )
+    count = min(bound for bound in (whole, text.max_windows, limit) if bound is not None)
+    return torch.tensor(ids[: count * window], dtype=torch.int64).view(count, window)
+
+
+@torch.no_grad()
+def perplexity(model: PrunableModel, ids: Tensor, progress: Progress | None = None) -> float:
+    """Perplexity of windows (n, w), one block of the model in memory at a time; NaN and infinity are answers.
+
+    Raises InputError for a token id outside the model's vocabulary.
+    """
+    check_vocabulary(ids, model.config.get_text_config().vocab_size)
+    progress = progress or Silent()
+    progress.stage("perplexity", len(model.blocks))
+    return exp_or_inf(mean_loss(walk.logits(model, ids, progress=progress), ids))
+
+
+def mean_loss(logits: Iterable[Tensor], ids: Tensor) -> float:
+    """Mean cross entropy in nats of windows (n, w), from logits in batches (b, w, vocabulary), in order.
+
+    Losses are computed in float32, a bounded number of positions at a time, and summed in float64.
+    """
+    total, done = 0.0, 0
+    for batch in logits:
+        for row, target in zip(batch, ids[done : done + len(batch)], strict=True):
+            total += _loss(row[:-1], target[1:].to(row.device))
+        done += len(batch)
+    if done != len(ids):
+        raise PrunekitError(f"logits came for {done} windows; expected {len(ids)}")
+    return total / (ids.shape[0] * (ids.shape[1] - 1))
+
+
+def _loss(logits: Tensor, target: Tensor) -> float:
+    """Summed cross entropy of positions: logits (t, vocabulary), target (t,)."""
+    rows = max(1, CHUNK // logits.shape[-1])
+    chunks = zip(logits.split(rows), target.split(rows), strict=True)
+    return sum(cross_entropy(a.float(), b, reduction="none").double().sum().item() for a, b in chunks)
+
+
+def exp_or_inf(loss: float) -> float:
+    """The exponential of a loss; infinity when that is too large for a float."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
