@@ -27,6 +27,7 @@ from prunekit.plan import Pattern, PrunePlan
 from prunekit.progress import Progress
 from prunekit.recipe import ComputeRecipe, Recipe
 from prunekit.staging import Staging
+from prunekit.texts import evaluation_for
 from prunekit.verify import Verification, verify
 from prunekit.walk import default_batch_size
 
@@ -101,7 +102,7 @@ class Job:
         if not wanted.quick or self.tokenizer is None:
             return None
         self.model.edits = staging
-        name = wanted.set or default_evaluation(self.recipe)
+        name = wanted.set or evaluation_for(self.recipe.calibration.source or default_source(self.recipe.model or ""))
         column = self.recipe.calibration.column if name == self.recipe.calibration.source else None
         return measure(
             self.model,
@@ -183,12 +184,6 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTraine
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers fail in as many ways as there are families
         raise InputError(f"the tokenizer of {checkpoint.folder} does not load: {error}") from error
-
-
-def default_evaluation(recipe: Recipe) -> str:
-    """The set of the quick perplexity: that of the calibration text, or `sample` when it came through a pipe."""
-    source = recipe.calibration.source or default_source(recipe.model or "")
-    return "sample" if source == "-" else source
 
 
 def versions() -> dict[str, str]:
