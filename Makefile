@@ -1,0 +1,56 @@
+# The two commands: `make demo` shows what prunekit does, `make test` shows that it works. Both set up first.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c .ci/constraints.txt
+READY := $(VENV)/ready
+CODE := prunekit methods tests docs/scripts
+DEMO := .demo/sample-sparsegpt-50
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix docs wheel-test sample-model clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY)  ## make .venv with the tested versions (TORCH_INDEX=https://download.pytorch.org/whl/cpu: no CUDA)
+
+$(READY): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than Python 3.11; try: make setup PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(PIP) -e '.[dev]'
+	@touch $(READY)
+
+demo: setup  ## prune the bundled sample to 50 % zeros and compare it with the original
+	@mkdir -p $(dir $(DEMO))
+	$(BIN)/prunekit prune sample --method sparsegpt --ratio 0.5 --output $(DEMO) --force --offline
+	$(BIN)/prunekit eval $(DEMO) --baseline sample --windows 64 --offline
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest
+
+check: setup  ## lint, formatting and types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fix: setup  ## repair what ruff can repair
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+docs: setup  ## write docs/cli.md again from the command line's own help
+	$(BIN)/python docs/scripts/cli_page.py docs/cli.md
+
+wheel-test: setup  ## build the wheel, install it elsewhere, prune the sample there
+	TORCH_INDEX=$(TORCH_INDEX) bash .ci/wheel-test $(BIN)/python
+
+sample-model: setup  ## train the bundled sample again (about an hour on two cores)
+	$(BIN)/python docs/scripts/train_sample.py --out prunekit/sample
+
+clean:  ## remove what make made
+	rm -rf $(VENV) .demo build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
