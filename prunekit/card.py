@@ -1,0 +1,232 @@
+"""The model card, `README.md`: what was done, what was measured, how far that goes, and how to repeat it."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
+
+from prunekit.manifest import Manifest, portable
+from prunekit.staging import write_atomically
+
+CARD = "README.md"
+LICENCES = ("LICENSE*", "LICENCE*", "COPYING*")
+FLAGS = {
+    "method": "-m",
+    "ratio": "--ratio",
+    "pattern": "--pattern",
+    "allocator": "--allocator",
+    "calibration.source": "--calib",
+    "calibration.samples": "--samples",
+    "calibration.seq_len": "--seq-len",
+}
+UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+PLAIN = re.compile(r"(?!(?:true|false|null|yes|no|on|off)$)[A-Za-z_][\w./:-]*", re.IGNORECASE)
+VERIFIED = {
+    "full": (
+        "Before the folder was moved into place, a fresh process loaded it with plain `from_pretrained`: no "
+        "key missing, unexpected or mismatched; logits equal to those of the pruned model; greedy generation "
+        "with the cache equal to generation without it."
+    ),
+    "streaming": (
+        "Before the folder was moved into place, a fresh process compared every stored tensor with what the "
+        "model wants, and computed logits one block at a time, equal to those of the pruned model. The model "
+        "was not loaded whole, and generation was not tried."
+    ),
+    None: "The folder was not verified (`--verify off`).",
+}
+USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```"""
+DENSE = (
+    "The zeros are stored like any other number, in dense safetensors. File size, memory and speed are those "
+    "of the source model, unless a runtime makes use of the zeros."
+)
+
+
+def write_card(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    source: Path,
+    command: str,
+    verified: str | None = None,
+    sample: tuple[str, str] | None = None,
+) -> None:
+    """Write `README.md` into a model folder; the arguments are those of `model_card`."""
+    card = model_card(manifest, source=source, command=command, verified=verified, sample=sample)
+    write_atomically(folder / CARD, str(card))
+
+
+def model_card(
+    manifest: Manifest,
+    *,
+    source: Path,
+    command: str,
+    verified: str | None = None,
+    sample: tuple[str, str] | None = None,
+) -> ModelCard:
+    """The card of a pruned model.
+
+    `source` is the folder of the model that was pruned, for its licence. `verified` is the mode of the
+    verification, `sample` a prompt and its greedy continuation, `command` what repeats the run.
+    """
+    text = _text(manifest, command, verified, sample)
+    return ModelCard(f"---\n{_metadata(manifest, source).to_yaml()}\n---\n\n{text}")
+
+
+def repeat_command(spec: str, changed: Mapping[str, Any]) -> str:
+    """The `prunekit prune` that repeats a run, from the settings of its recipe that are not the default."""
+    words = ["prunekit", "prune", spec]
+    settings = dict(_leaves(portable(dict(changed))))
+    named = [path for path in FLAGS if path in settings]
+    for path in [*named, *sorted(settings.keys() - set(named) - {"model"})]:
+        value = settings[path]
+        shown = value if isinstance(value, str) and PLAIN.fullmatch(value) else json.dumps(value)
+        words += [FLAGS[path], str(value)] if path in FLAGS else ["--set", f"{path}={shown}"]
+    return shlex.join(words)
+
+
+def licence(source: Path) -> dict[str, Any]:
+    """The licence of a model folder as card metadata: from its own card, else from its licence file."""
+    found = _front_matter(source / CARD)
+    if isinstance(found.get("license"), str | list):
+        return {key: found[key] for key in ("license", "license_name", "license_link") if found.get(key)}
+    files = sorted(path.name for pattern in LICENCES for path in source.glob(pattern))
+    if not files:
+        return {}
+    return {"license": "other", "license_name": "license-of-the-source-model", "license_link": files[0]}
+
+
+def _metadata(manifest: Manifest, source: Path) -> ModelCardData:
+    """Front matter. Of the hub's relations (adapter, finetune, merge, quantized) pruning is a finetune."""
+    base: dict[str, Any] = {}
+    if manifest.source.kind == "hub":
+        base = {"base_model": manifest.source.name, "base_model_relation": "finetune"}
+    more = licence(source) | base
+    if isinstance(language := _front_matter(source / CARD).get("language"), str | list):
+        more["language"] = language
+    tags = ["prunekit", "pruned", manifest.plan.method]
+    return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **more)
+
+
+def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[str, str] | None) -> str:
+    name, plan, result = code(manifest.source.name), manifest.plan, manifest.result
+    parts = [
+        f"# {name}, pruned with {plan.method}",
+        f"{name} with {result.sparsity:.2%} of the weights in its decoder blocks' linears set to zero by "
+        f"prunekit {manifest.prunekit}. `prunekit.json` holds the whole record.",
+        "## What was done",
+        _table(("", ""), _done(manifest)),
+        *(f"- {' '.join(note.split())}" for note in manifest.notes),
+        "## Measured",
+        f"{result.zeros:,} of {result.weights:,} weights are zero ({result.sparsity:.2%}); the model has "
+        f"{result.parameters:,} parameters in all.",
+        _perplexity(manifest.perplexity),
+        VERIFIED[verified],
+        "## Use",
+        USE,
+        "FOLDER is this folder, or its id on the hub. Loading needs no prunekit, and the architecture is the "
+        "source's own: what loads the source model loads this one.",
+        "## Limits",
+        DENSE if plan.sparsify() else "",
+        "Perplexity on one text is a rough measure. Nothing else was evaluated here: no task, no long text, "
+        "no other language, no safety. Pruning can change any of them. The source model's limits remain.",
+        *_sample(sample),
+        "## Repeat",
+        _indented(command),
+        "Local files are named without their folders." if manifest.source.kind == "folder" else "",
+        "With " + ", ".join(" ".join(pair) for pair in sorted(manifest.versions.items())) + ".",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _done(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    plan, recipe, source, calibration = manifest.plan, manifest.recipe, manifest.source, manifest.calibration
+    yield "source", code(source.spec)
+    yield "method", code(plan.method) + _options(recipe.get("options"))
+    yield "ratio", f"{plan.ratio:g}"
+    if actions := plan.sparsify():
+        wanted = sorted(action.sparsity for action in actions.values())
+        spread = f"{wanted[0]:.2%}" if wanted[0] == wanted[-1] else f"{wanted[0]:.2%} to {wanted[-1]:.2%}"
+        yield "plan", f"{len(actions)} linears, each {spread} zeros"
+        yield "pattern", ", ".join(sorted({code(action.pattern) for action in actions.values()}))
+    if recipe.get("allocator"):
+        yield "allocator", code(recipe["allocator"]) + _options(recipe.get("allocator_options"))
+    if calibration:
+        size = f"{calibration['samples']} sequences of {calibration['seq_len']} tokens"
+        yield "calibration", f"{code(str(calibration['source']))}, {size}, seed {calibration['seed']}"
+
+
+def _options(options: Mapping[str, Any] | None) -> str:
+    return "".join(f", {key} = {code(json.dumps(value))}" for key, value in sorted((options or {}).items()))
+
+
+def _perplexity(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return "Perplexity was not measured."
+    size = f"{found['windows']} windows of {found['window']} tokens, protocol {code(found['protocol'])}"
+    row = (f"{code(str(found['set']))}, {size}", _number(found["before"]), _number(found["after"]))
+    return _table(("perplexity on", "before", "after"), [row]) + (
+        f"\n\nA quick figure over {found['tokens']:,} predicted tokens. It compares before with after; "
+        "figures of other protocols, windows or texts are no match for it."
+    )
+
+
+def _sample(sample: tuple[str, str] | None) -> list[str]:
+    if sample is None:
+        return []
+    prompt, answer = sample
+    return [
+        "## Sample",
+        "From the prompt",
+        _indented(prompt),
+        "it goes on, greedily, with",
+        _indented(answer),
+    ]
+
+
+def code(text: str) -> str:
+    """Text as one line of inline code that no character in it can end; usable in a table."""
+    line = " ".join(text.split()).replace("|", "\\|") or " "
+    ticks = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def _indented(text: str) -> str:
+    """A code block; indentation holds whatever the text contains."""
+    shown = "".join(letter if letter.isprintable() or letter == "\n" else UNPRINTABLE for letter in text)
+    return "\n".join(f"    {line}" for line in (shown.strip("\n") or " ").split("\n"))
+
+
+def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _number(value: float | str) -> str:
+    return f"{value:.2f}" if isinstance(value, float | int) else str(value)
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """The metadata of a card; empty when there is none or it cannot be read."""
+    try:
+        return (metadata_load(path) or {}) if path.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
