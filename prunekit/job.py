@@ -136,6 +136,7 @@ class Job:
         if self.recipe.export.verify == "off":
             return None
         self.progress.stage("verifying", 1)
+        torch.cuda.empty_cache()  # the fresh process needs what this one keeps for later
         verification = verify(
             staging.export_dir,
             staging.probe_path,
