@@ -22,7 +22,8 @@ class Uniform(Allocator):
 def check_budget(ctx: Context, budget: Budget, target: float, allocator: str) -> None:
     """Raise an error unless the budget covers every linear with a sparsity in [0, 1) and meets the target.
 
-    Raises UsageError for a fixed N:M pattern with unequal sparsities, PrunekitError when the allocator broke its contract.
+    Raises UsageError for a fixed N:M pattern with unequal sparsities, PrunekitError when the allocator broke its
+    contract.
     """
     if budget.keys() != ctx.model.linears().keys():
         raise PrunekitError(f"allocator {allocator} did not give a sparsity to every linear")

@@ -9,10 +9,10 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -27,7 +27,11 @@ STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.floa
 BUFFER_DTYPES = {"BOOL", "U8", "I8", "I16", "I32", "I64"}  # masks and position ids of older families
 BITS = {"F64": 64, "I64": 64, "F32": 32, "I32": 32, "BF16": 16, "F16": 16, "I16": 16}
 PACKED_NAMES = ("qweight", "qzeros", "g_idx", "weight_packed", "absmax")
-WEIGHT_FILES = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|ot|index\.json)$")
+WEIGHT_FILES = re.compile(
+    r".*\.(safetensors|bin|pt|pth|pkl|pickle|ckpt|npz|h5|msgpack|gguf|onnx|onnx_data|ot|index\.json)$"
+)
+
+Copy = Callable[[Tensor], Tensor]  # must not hand back the tensor it is given: its file is about to be closed
 
 
 @dataclass(frozen=True)
@@ -56,27 +60,33 @@ class Checkpoint:
     def open(cls, folder: Path) -> Self:
         """Read the headers of a folder, and no weight.
 
-        Raises InputError when something is missing or corrupt, UnsupportedError when the folder is sound but holds
-        what prunekit does not prune (quantised weights, pickles).
+        Raises InputError when something is missing or corrupt, UnsupportedError when the folder is sound but
+        holds what prunekit does not prune (quantised weights, pickles).
         """
         if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder", hint="give a model folder, a hub id such as org/name, or 'sample'")
+            raise InputError(
+                f"{folder} is not a folder",
+                hint="give a model folder, a hub id such as org/name, or 'sample'",
+            )
         config = _read_config(folder)
         tensors: dict[str, TensorInfo] = {}
         for file, expected in _weight_files(folder).items():
             found = _read_header(folder / file, file)
             if expected is not None and (absent := sorted(expected - found.keys())):
                 raise InputError(f"{INDEX} places {absent[0]} in {file}, which does not hold it")
-            tensors |= found if expected is None else {name: info for name, info in found.items() if name in expected}
+            tensors |= {name: info for name, info in found.items() if expected is None or name in expected}
         _check_dtypes(tensors)
         return cls(folder, config, tensors)
 
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Fresh CPU tensors in their stored dtype; raises InputError naming a tensor with NaN or infinite values."""
+    def read(self, names: Iterable[str], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
+        """Fresh CPU tensors in their stored dtype, or what `copy` makes of them.
+
+        Raises InputError naming a tensor with NaN or infinite values.
+        """
         by_file: dict[str, list[str]] = {}
         for name in names:
             by_file.setdefault(self.tensors[name].file, []).append(name)
-        return read_safetensors({self.folder / file: wanted for file, wanted in by_file.items()})
+        return read_safetensors({self.folder / file: wanted for file, wanted in by_file.items()}, copy)
 
     def fingerprint(self) -> dict[str, str]:
         """File name -> sha256 of its content, for the config and every weight file."""
@@ -90,24 +100,34 @@ class Checkpoint:
         return sorted(
             path
             for path in self.folder.iterdir()
-            if path.is_file() and path.name not in left_out and not path.name.startswith(".") and not WEIGHT_FILES.match(path.name)
+            if path.is_file()
+            and path.name not in left_out
+            and not path.name.startswith(".")
+            and not WEIGHT_FILES.match(path.name)
         )
 
 
-def read_safetensors(wanted: Mapping[Path, Iterable[str]]) -> dict[str, Tensor]:
+def read_safetensors(wanted: Mapping[Path, Iterable[str]], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
     """Copy the named tensors out of each file, checked to be finite; the files are closed again on return."""
     tensors: dict[str, Tensor] = {}
     for path, names in wanted.items():
         with _open_safetensors(path) as file:
             for name in names:
-                tensors[name] = _finite(name, file.get_tensor(name).clone(), path)
+                tensors[name] = copy(finite(f"{name} in {path.name}", file.get_tensor(name)))
     return tensors
 
 
-def _finite(name: str, tensor: Tensor, path: Path) -> Tensor:
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free-form strings in the header of a safetensors file."""
+    with _open_safetensors(path) as file:
+        return file.metadata() or {}
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself; raises InputError naming it when it has NaN or infinite values."""
     # the sum of a finite tensor can overflow and a non-finite one cannot hide in it: look closer only then
-    if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32)) and not tensor.isfinite().all():
-        raise InputError(f"{name} in {path.name} has NaN or infinite values", hint="the checkpoint is damaged; fetch it again")
+    if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+        raise InputError(f"{name} has NaN or infinite values", hint="the checkpoint is damaged; fetch it again")
     return tensor
 
 
@@ -115,7 +135,9 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise InputError(f"{path.name} is not a complete safetensors file: {error}", hint="fetch the file again") from error
+        raise InputError(
+            f"{path.name} is not a complete safetensors file: {error}", hint="fetch the file again"
+        ) from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
@@ -125,8 +147,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
     config = read_json(path)
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
+    if quantised := config.get("quantization_config") or config.get("compression_config"):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
         raise UnsupportedError(
             f"the checkpoint is quantised ({method}); prunekit prunes F32, BF16 and F16 weights",
             hint="prune the unquantised model, then quantise the result",
@@ -146,35 +168,44 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> dict[str, set[str] | None]:
-    """File name -> the tensors the index places in it (None: all of them)."""
-    if (folder / INDEX).is_file():
-        return _indexed_files(folder)
+    """File name -> the tensors the index places in it (None: all of them); one file wins, as in transformers."""
     if (folder / SINGLE).is_file():
         return {SINGLE: None}
+    if (folder / INDEX).is_file():
+        return _indexed_files(folder)
     if any(folder.glob("*.bin")):
         raise UnsupportedError(
             "the weights are pickles (pytorch_model.bin), which prunekit never opens",
-            hint=f"convert once: python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; a, b = '{folder}', "
-            f"'{folder}-safetensors'; M.from_pretrained(a, dtype='auto').save_pretrained(b); T.from_pretrained(a).save_pretrained(b)\"",
+            hint=conversion_hint(str(folder), f"{folder.resolve().name}-safetensors"),
         )
     raise InputError(f"{folder} holds no {SINGLE} and no {INDEX}")
+
+
+def conversion_hint(source: str, target: str) -> str:
+    """A command that writes a model with pickled weights as safetensors, outside prunekit."""
+    steps = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T",
+        f"M.from_pretrained({source!r}, dtype='auto').save_pretrained({target!r})",
+        f"T.from_pretrained({source!r}).save_pretrained({target!r})",
+    )
+    return f'convert it once, and prune {target}: python -c "{"; ".join(steps)}"'
 
 
 def _indexed_files(folder: Path) -> dict[str, set[str] | None]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{INDEX} has no weight_map from tensor names to files")
-    files: dict[str, set[str] | None] = {}
+    files: dict[str, set[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file or file in ("", ".", ".."):
-            raise InputError(f"{INDEX} places {name} in {file!r}, which is not a file of this folder")
-        names = files.setdefault(file, set())
-        if names is not None:
-            names.add(name)
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\]+\.safetensors", file):
+            raise InputError(f"{INDEX} places {name} in {file!r}; expected a safetensors file of this folder")
+        files.setdefault(file, set()).add(name)
     for file in files:
         if not (folder / file).is_file():
-            raise InputError(f"{file} is missing; {INDEX} names {len(files)} weight files", hint="fetch the model again")
-    return files
+            raise InputError(
+                f"{file} is missing; {INDEX} names {len(files)} weight files", hint="fetch the model again"
+            )
+    return dict(files)
 
 
 def _read_header(path: Path, file: str) -> dict[str, TensorInfo]:

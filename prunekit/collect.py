@@ -1,12 +1,12 @@
 """Feed the inputs of a block's linears to their statistics while the block runs, doing no work twice.
 
-The first batch shows in which order the linears are called and which of them read the very same tensor. From then on
-each shared input is accumulated once, and a run of the block ends as soon as its last input has been seen.
+One batch shows in which order the linears are called and which of them read the very same tensor. Then each shared
+input is accumulated once, and a run of the block ends as soon as its last input has been seen.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,43 +14,27 @@ from prunekit.statistics import Statistics
 
 S = TypeVar("S", bound=Statistics)
 Forward = Callable[[], object]
+Groups = list[list[str]]  # names of linears in the order they are called; those of one group read the same tensor
 
 
 class _Seen(Exception):
     """Raised inside a block when nothing of it is still wanted."""
 
 
-class _Listener(Generic[S]):
-    """What one pass over the block learns: groups of linears in call order, and one accumulator per group."""
+def find_groups(linears: Mapping[str, nn.Module], forward: Forward) -> Groups | None:
+    """The groups of linears that read the same tensor, found by running their block once.
 
-    def __init__(self, linears: Mapping[str, nn.Module], inputs: Mapping[str, int], kind: type[S]) -> None:
-        self.linears, self.inputs, self.kind = linears, inputs, kind
-        self.groups: list[list[str]] = []
-        self.statistics: dict[str, S] = {}
-        self.calls = dict.fromkeys(linears, 0)
-        self.last: Tensor | None = None
-
-    def discover(self, path: str, x: Tensor) -> None:
-        """First batch: join the group that just read this very tensor, or begin a new one."""
-        self.calls[path] += 1
-        if x is self.last:
-            self.groups[-1].append(path)
-            self.statistics[path] = self.statistics[self.groups[-1][0]]
-            return
-        self.last = x
-        self.groups.append([path])
-        self.take(path, x)
-
-    def take(self, path: str, x: Tensor) -> None:
-        """Add to a linear's accumulator."""
-        if path not in self.statistics:
-            self.statistics[path] = self.kind.begin(self.inputs[path], x.device)
-        self.statistics[path].add(x)
-
-    @property
-    def regular(self) -> bool:
-        """Whether every linear was called exactly once, so that the first batch speaks for all."""
-        return all(count == 1 for count in self.calls.values())
+    None when a linear is not called exactly once, so that one batch does not speak for all.
+    """
+    calls: list[tuple[str, Tensor, int]] = []
+    with _hooks(linears, lambda name, x: calls.append((name, x, x._version))):
+        forward()
+    if sorted(name for name, _, _ in calls) != sorted(linears):
+        return None
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, x, version in calls:
+        groups.setdefault((id(x), version), []).append(name)
+    return list(groups.values())
 
 
 def collect(
@@ -58,55 +42,59 @@ def collect(
     inputs: Mapping[str, int],
     kind: type[S],
     forwards: Sequence[Forward],
-    *,
-    one_group: bool = False,
+    groups: Groups | None,
 ) -> dict[str, S]:
-    """Statistics of the inputs of `linears` over all runs of their block, by path.
+    """Statistics of the inputs of the linears in `groups` over all runs of their block, by name.
 
-    `inputs` gives the number of input features per path. With `one_group`, only the linears that share the input of the
-    first one called are collected. A linear that is called never or repeatedly is accumulated call by call.
+    `inputs` gives the number of input features per name. Linears of one group share one accumulator. Without groups,
+    or when a run did not call what they promise, every call of every linear is accumulated.
     """
-    listener = _Listener(linears, inputs, kind)
-    with _hooks(linears, listener.discover):
-        forwards[0]()
-    listener.last = None
-    if not listener.regular:
-        return _collect_each(linears, inputs, kind, forwards)
-    groups = listener.groups[:1] if one_group else listener.groups
+    if groups is None:
+        return _collect_calls(linears, inputs, kind, forwards)
     leaders = [group[0] for group in groups]
+    heard: dict[str, S] = {}
 
-    def hear(path: str, x: Tensor) -> None:
-        listener.take(path, x)
-        if path == leaders[-1]:
+    def hear(name: str, x: Tensor) -> None:
+        _add(heard, name, x, inputs, kind)
+        if name == leaders[-1]:
             raise _Seen
 
-    with _hooks({path: linears[path] for path in leaders}, hear):
-        for forward in forwards[1:]:
+    with _hooks({name: linears[name] for name in leaders}, hear):
+        for forward in forwards:
             with suppress(_Seen):
                 forward()
-    return {path: listener.statistics[path] for group in groups for path in group}
+    if heard.keys() != set(leaders):
+        return _collect_calls(linears, inputs, kind, forwards)
+    return {name: heard[group[0]] for group in groups for name in group}
 
 
-def _collect_each(
+def _collect_calls(
     linears: Mapping[str, nn.Module], inputs: Mapping[str, int], kind: type[S], forwards: Sequence[Forward]
 ) -> dict[str, S]:
     """One accumulator per linear, fed by every call; linears that were never called keep an empty one."""
-    listener = _Listener(linears, inputs, kind)
-    with _hooks(linears, listener.take):
+    heard: dict[str, S] = {}
+    with _hooks(linears, lambda name, x: _add(heard, name, x, inputs, kind)):
         for forward in forwards:
             forward()
-    device = next(iter(linears.values())).get_parameter("weight").device
-    return {path: listener.statistics.get(path) or kind.begin(inputs[path], device) for path in linears}
+    for name, module in linears.items():
+        heard.setdefault(name, kind.begin(inputs[name], module.get_parameter("weight").device))
+    return {name: heard[name] for name in linears}
+
+
+def _add(heard: dict[str, S], name: str, x: Tensor, inputs: Mapping[str, int], kind: type[S]) -> None:
+    if name not in heard:
+        heard[name] = kind.begin(inputs[name], x.device)
+    heard[name].add(x)
 
 
 @contextmanager
 def _hooks(linears: Mapping[str, nn.Module], hear: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `hear(path, input)` whenever one of the linears is about to run."""
+    """Call `hear(name, input)` whenever one of the linears is about to run."""
 
-    def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _module, args: hear(path, args[0])
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda _module, args, kwargs: hear(name, args[0] if args else kwargs["input"])
 
-    handles = [module.register_forward_pre_hook(hook(path)) for path, module in linears.items()]
+    handles = [module.register_forward_pre_hook(hook(name), with_kwargs=True) for name, module in linears.items()]
     try:
         yield
     finally:

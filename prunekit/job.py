@@ -196,9 +196,7 @@ def _refuse(recipe: Recipe, method: Method) -> None:
     """Refuse what cannot work before anything is loaded."""
     recipes.refuse_needless_allocator(recipe, method.needs.budget)
     if not method.needs.budget and recipe.pattern != "unstructured":
-        raise UsageError(
-            f"{recipe.method} prunes no single weights, so pattern {recipe.pattern} means nothing to it"
-        )
+        raise UsageError(f"{recipe.method} prunes no single weights, so pattern {recipe.pattern} means nothing to it")
 
 
 def _calibrate(

@@ -38,9 +38,7 @@ class Outcome(Frozen):
     sparsity: float = Field(description="Measured fraction of zeros in the pruned linears.")
     weights: int = Field(description="Number of weights in the pruned linears.")
     zeros: int = Field(description="How many of them are zero.")
-    perplexity: dict[str, Any] | None = Field(
-        description="Quick perplexity before and after, with its protocol."
-    )
+    perplexity: dict[str, Any] | None = Field(description="Quick perplexity before and after, with its protocol.")
     verification: dict[str, Any] | None
     notes: list[str]
     seconds: float
@@ -113,9 +111,7 @@ def evaluate(
         model, tokenizer = open_model(spec, compute, offline, trust_remote_code)
         if tokenizer is None:
             raise InputError(f"{spec} has no tokenizer", hint="copy the tokenizer's files into the folder")
-        found = [
-            measure(model, tokenizer, name, protocol, windows, offline, progress).record() for name in wanted
-        ]
+        found = [measure(model, tokenizer, name, protocol, windows, offline, progress).record() for name in wanted]
         rows.append({"model": spec, "baseline": spec == baseline, "perplexity": found})
     for row in rows if baseline else []:
         for mine, dense in zip(row["perplexity"], rows[0]["perplexity"], strict=True):
@@ -141,9 +137,7 @@ def _carry_out(job: Job, plan: PrunePlan, target: Path, *, force: bool, restart:
             staging.export_dir,
             manifest,
             source=job.model.checkpoint.folder,
-            command=repeat_command(
-                manifest.source.spec, job.recipe.model_dump(mode="json", exclude_defaults=True)
-            ),
+            command=repeat_command(manifest.source.spec, job.recipe.model_dump(mode="json", exclude_defaults=True)),
             verified=verification and verification.mode,
             sample=_continuation(job, verification),
         )
@@ -166,9 +160,7 @@ def _carry_out(job: Job, plan: PrunePlan, target: Path, *, force: bool, restart:
 
 def default_output(recipe: Recipe) -> Path:
     """Where a run is written when the user does not say: `./<model>-<method>-<percent, or N-M>`."""
-    amount = (
-        f"{recipe.sparsity * 100:g}" if recipe.pattern == "unstructured" else recipe.pattern.replace(":", "-")
-    )
+    amount = f"{recipe.sparsity * 100:g}" if recipe.pattern == "unstructured" else recipe.pattern.replace(":", "-")
     return Path(f"{short_name(recipe.model or 'model')}-{recipe.method}-{amount}")
 
 

@@ -5,11 +5,12 @@ A plan never holds masks: which weights go in block i depends on the blocks befo
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prunekit.errors import InputError, UsageError
 
@@ -59,6 +60,14 @@ class Sparsify(Frozen):
     sparsity: float = Field(ge=0, lt=1, description="Fraction of its weights to set to zero.")
     pattern: str = Field(default="unstructured", description="unstructured or N:M.")
 
+    @field_validator("pattern")
+    @classmethod
+    def _known_pattern(cls, text: str) -> str:
+        try:
+            return str(Pattern.parse(text))
+        except UsageError as error:
+            raise ValueError(error.message) from error
+
 
 Action = Sparsify
 
@@ -78,6 +87,13 @@ class PrunePlan(Frozen):
     recipe: dict[str, Any] = {}
     source: dict[str, str] = {}
 
+    @model_validator(mode="after")
+    def _one_action_per_place(self) -> Self:
+        for path, times in Counter(action.linear for action in self.actions).items():
+            if times > 1:
+                raise ValueError(f"{path} has {times} actions; expected one")
+        return self
+
     def sparsify(self) -> dict[str, Sparsify]:
         """Linear path -> what to do with it."""
         return {action.linear: action for action in self.actions if isinstance(action, Sparsify)}
@@ -94,7 +110,8 @@ class PrunePlan(Frozen):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "top level"
-            raise InputError(f"{name} is not a prunekit plan: {where}: {first['msg']}") from error
+            problem = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{name} is not a prunekit plan: {where}: {problem}") from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -102,4 +119,6 @@ class PrunePlan(Frozen):
         try:
             return cls.from_json(path.read_text(encoding="utf-8"), name=str(path))
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the plan {path}: {error}", hint="prunekit plan MODEL -o plan.json") from error
+            raise InputError(
+                f"cannot read the plan {path}: {error}", hint="prunekit plan MODEL -o plan.json"
+            ) from error

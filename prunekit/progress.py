@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A listener; work calls `stage` once, then `step` up to `total` times, and `note` whenever it has something to say."""
+    """A listener: work calls `stage`, then `step` up to `total` times, and `note` when there is something to say."""
 
     def stage(self, title: str, total: int) -> None:
         """A new stage of `total` steps begins; it ends when the next one begins or the run ends."""

@@ -1,25 +1,30 @@
 """Run the blocks of a model one at a time over the calibration set, and hand each to a method to be pruned.
 
-For every block: read it, run all batches with hooks that feed the statistics, let the method edit its linears, commit it,
-run all batches again so that the next block sees pruned outputs, free it. Peak memory is one block, its statistics and
-the hidden states, whatever the depth of the model. Blocks that an interrupted run finished are replayed, not pruned again.
+For every block: read it, run all batches with hooks that feed the statistics, let the method edit its linears, commit
+it, run all batches again so that the next block sees pruned outputs, free it. Peak memory is one block, its statistics
+and the hidden states, whatever the depth of the model. Blocks that an interrupted run finished are replayed, not pruned
+again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.capture import Captured, capture, logits_of
-from prunekit.collect import collect
+from prunekit.capture import capture, logits_of
+from prunekit.collect import Forward, Groups, collect, find_groups
 from prunekit.contract import Context
 from prunekit.errors import UnsupportedError
-from prunekit.model import Block, Linear, PrunableModel
+from prunekit.model import PrunableModel
 from prunekit.progress import Progress, Silent
+from prunekit.staging import storage_errors
 from prunekit.statistics import Statistics
+from prunekit.structure import Block, Linear
 
 S = TypeVar("S", bound=Statistics)
 BATCH_TOKENS = 2048  # enough to keep matrix products busy, few enough for the activations to stay small
@@ -27,7 +32,7 @@ BATCH_TOKENS = 2048  # enough to keep matrix products busy, few enough for the a
 
 @dataclass
 class LoadedLinear:
-    """A linear whose weight is in memory; `weight` is (outputs, inputs) in the compute dtype, a view of the real one."""
+    """A linear in memory; `weight` is (outputs, inputs) in the compute dtype, a view of the real one."""
 
     linear: Linear
     module: nn.Module
@@ -59,35 +64,51 @@ class Visit(Generic[S]):
     linears: list[LoadedLinear]
     statistics: dict[str, S] = field(default_factory=dict)
 
+
 class Stream:
-    """Hidden states on their way through the blocks: one tensor (batch, tokens, width) per batch of token ids."""
+    """Hidden states on their way through the blocks: one tensor (batch, tokens, width) per batch of token ids.
+
+    They are kept on the CPU, or with `offload` in files of that folder that are mapped into memory.
+    """
 
     def __init__(self, model: PrunableModel, batches: Sequence[Tensor], offload: Path | None = None) -> None:
         self.model = model
         self.batches = batches
-        captured = capture(model, batches)
-        self.calls, self.answer = captured.calls, captured.answer
-        self.hidden = _shelve(captured, offload)
+        self.offload = offload
+        numbers = count()
+        captured = capture(model, batches, lambda hidden: self._keep(hidden, next(numbers)))
+        self.hidden, self.calls, self.answer = captured.hidden, captured.calls, captured.answer
 
     def run(self, module: nn.Module, block: Block, batch: int) -> Tensor:
-        """The output of a block for one batch."""
-        return self.calls[batch][block.index](module, self.hidden[batch].to(self.model.device))
+        """The output of a block for one batch; what the block is given is a copy that it may change."""
+        return self.calls[batch][block.index](module, self.hidden[batch].to(self.model.device, copy=True))
 
     def advance(self, module: nn.Module, block: Block, batches: Sequence[int] | None = None) -> None:
         """Replace the hidden states of the given batches (default: all) by the block's output for them."""
         for batch in range(len(self.batches)) if batches is None else batches:
-            self.hidden[batch].copy_(self.run(module, block, batch))
+            self.hidden[batch] = self._keep(self.run(module, block, batch), batch)
 
-    def logits(self) -> Iterator[Tensor]:
-        """Logits (batch, tokens, vocabulary) of each batch, once the states have passed the last block."""
+    def _keep(self, hidden: Tensor, batch: int) -> Tensor:
+        if self.offload is None:
+            return hidden.to("cpu", copy=True)
+        path = self.offload / f"{batch:05d}.bin"
+        flat = hidden.cpu().contiguous().reshape(-1)
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(flat.view(torch.uint8).numpy().data)
+        return torch.from_file(str(path), shared=True, size=flat.numel(), dtype=flat.dtype).view(hidden.shape)
+
+    def logits(self, batches: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Logits (batch, tokens, vocabulary) of some batches, or all, once they have passed the last block."""
         with self.model.outside():
-            for ids, hidden in zip(self.batches, self.hidden, strict=True):
-                yield logits_of(self.model, ids, hidden.to(self.model.device), self.answer)
+            for batch in range(len(self.batches)) if batches is None else batches:
+                hidden = self.hidden[batch].to(self.model.device)
+                yield logits_of(self.model, self.batches[batch], hidden, self.answer)
 
 
 @torch.no_grad()
 def walk(ctx: Context, statistics: type[S] | None = None, *, sequential: bool = False) -> Iterator[Visit[S]]:
-    """Visit every block in order, with the wanted statistics of its linears' inputs; edit the linears between two visits.
+    """Visit every block in order, with statistics of its linears' inputs; edit the linears between two visits.
 
     Each block's statistics are those of the unpruned block fed by the pruned ones before it. With `sequential` a
     block is visited once per group of linears that share an input, in the order they are called, and each group's
@@ -95,17 +116,25 @@ def walk(ctx: Context, statistics: type[S] | None = None, *, sequential: bool = 
     """
     model, samples = ctx.model, [] if statistics is None else split(_calibration(ctx), ctx.batch_size)
     stream = Stream(model, [*samples, ctx.probe], ctx.offload)
+    known: dict[Hashable, Groups | None] = {}
     ctx.progress.stage("pruning", len(model.blocks))
     for block in model.blocks:
         with model.block(block.index) as module:
-            if model.edits is None or not model.edits.has_block(block.index):
-                yield from _visits(stream, module, block, len(samples), statistics, sequential)
-                model.commit(block.index)
-            final = block.index == len(model.blocks) - 1  # nobody reads what the calibration set becomes there
-            stream.advance(module, block, [len(samples)] if final else None)
+            if model.edits is not None and model.edits.has_block(block.index):
+                for note in model.edits.notes(block.index):
+                    ctx.note(note)
+            else:
+                noted = len(ctx.notes)
+                if statistics is None or not block.linears:
+                    yield Visit(block, _loaded(module, block))
+                else:
+                    yield from _visits(stream, module, block, len(samples), statistics, known, sequential)
+                model.commit(block.index, ctx.notes[noted:])
+            last = block.index == len(model.blocks) - 1  # after it only the probe is still wanted
+            stream.advance(module, block, [len(samples)] if last else None)
         ctx.progress.step(block.path)
     if model.edits is not None:
-        model.edits.write_probe(ctx.probe, list(stream.logits())[-1][0])
+        model.edits.write_probe(ctx.probe, next(stream.logits([len(samples)]))[0])
 
 
 @torch.no_grad()
@@ -143,40 +172,39 @@ def _calibration(ctx: Context) -> Tensor:
     return ctx.calibration
 
 
-def _visits(
-    stream: Stream, module: nn.Module, block: Block, batches: int, statistics: type[S] | None, sequential: bool
-) -> Iterator[Visit[S]]:
-    """The visits of one block: one, or one per group of linears."""
+def _loaded(module: nn.Module, block: Block) -> list[LoadedLinear]:
     prefix = f"{block.path}."
-    loaded = {linear.path: LoadedLinear(linear, module.get_submodule(linear.path.removeprefix(prefix))) for linear in block.linears}
-    if statistics is None:
-        yield Visit(block, list(loaded.values()))
-        return
-    forwards: list[Callable[[], object]] = [lambda batch=batch: stream.run(module, block, batch) for batch in range(batches)]
-    modules = {path: part.module for path, part in loaded.items()}
-    done: set[str] = set()
-    while len(done) < len(loaded):
-        remaining = {path: part for path, part in modules.items() if path not in done}
-        found = collect(remaining, {path: part.linear.shape[1] for path, part in loaded.items()}, statistics, forwards, one_group=sequential)
+    return [LoadedLinear(part, module.get_submodule(part.path.removeprefix(prefix))) for part in block.linears]
+
+
+def _visits(
+    stream: Stream,
+    module: nn.Module,
+    block: Block,
+    batches: int,
+    statistics: type[S],
+    known: dict[Hashable, Groups | None],
+    sequential: bool,
+) -> Iterator[Visit[S]]:
+    """The visits of one block: one, or one per group of linears; `known` keeps the groups of blocks built alike."""
+    loaded = {part.path.removeprefix(f"{block.path}."): part for part in _loaded(module, block)}
+    modules = {name: part.module for name, part in loaded.items()}
+    inputs = {name: part.linear.shape[1] for name, part in loaded.items()}
+    forwards: list[Forward] = [partial(stream.run, module, block, batch) for batch in range(batches)]
+    kind = (type(module), tuple(loaded))
+    if kind not in known:
+        known[kind] = find_groups(modules, forwards[0])
+    groups = known[kind]
+    for part in [[group] for group in groups] if sequential and groups else [groups]:
+        found = {loaded[name].path: s for name, s in collect(modules, inputs, statistics, forwards, part).items()}
         _check(found)
-        yield Visit(block, [loaded[path] for path in loaded if path in found], found)
-        done |= found.keys()
+        yield Visit(block, [linear for linear in loaded.values() if linear.path in found], found)
 
 
 def _check(found: dict[str, S]) -> None:
     for path, statistics in found.items():
         if problem := statistics.problem():
-            raise UnsupportedError(f"{path} cannot be pruned with this calibration set: {problem}", hint="calibrate on more or other text")
-
-
-def _shelve(captured: Captured, folder: Path | None) -> list[Tensor]:
-    """The hidden states in memory on the CPU, or as memory-mapped files in a folder."""
-    if folder is None:
-        return [hidden.cpu() for hidden in captured.hidden]
-    folder.mkdir(parents=True, exist_ok=True)
-    shelved: list[Tensor] = []
-    for number, hidden in enumerate(captured.hidden):
-        path = folder / f"{number:05d}.bin"
-        mapped = torch.from_file(str(path), shared=True, size=hidden.numel(), dtype=hidden.dtype)
-        shelved.append(mapped.view(hidden.shape).copy_(hidden))
-    return shelved
+            raise UnsupportedError(
+                f"{path} cannot be pruned with this calibration set: {problem}",
+                hint="calibrate on more or other text",
+            )

@@ -105,9 +105,7 @@ def tiny_llama(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
     def make(**changes: Any) -> Path:
         from transformers import LlamaConfig
 
-        rest = {
-            key: changes.pop(key) for key in ("name", "seed", "dtype", "max_shard_size") if key in changes
-        }
+        rest = {key: changes.pop(key) for key in ("name", "seed", "dtype", "max_shard_size") if key in changes}
         values: dict[str, Any] = {
             "hidden_size": 32,
             "intermediate_size": 64,

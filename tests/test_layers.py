@@ -14,7 +14,7 @@ LAYERS = tuple(
     row.split()
     for row in (
         "prunekit errors plan progress sample",
-        "checkpoint locate staging model statistics text_files text_hub texts token_cache",
+        "checkpoint locate staging structure compute skeleton model statistics text_files text_hub texts token_cache",
         "contract capture collect",
         "calibration walk sparsity allocation",
         "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",

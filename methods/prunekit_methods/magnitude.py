@@ -5,11 +5,12 @@ Paper: Han et al., "Learning both Weights and Connections for Efficient Neural N
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from prunekit.contract import Context, Method, Needs
-from prunekit.plan import PrunePlan, Pattern
+from prunekit.plan import Pattern, PrunePlan
 from prunekit.sparsity import keep_above_threshold, keep_per_group, plan_sparsity
 from prunekit.walk import walk
-from torch import Tensor
 
 
 class Magnitude(Method):

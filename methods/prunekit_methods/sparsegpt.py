@@ -1,19 +1,21 @@
 """SparseGPT: zero weights one column at a time and let the columns that follow make up for the error.
 
-Paper: Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023, arXiv:2301.00774.
+Paper: Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023,
+arXiv:2301.00774.
 """
 
 from typing import ClassVar
 
 import torch
+from pydantic import Field
+from torch import Tensor
+
 from prunekit.contract import Context, Method, Needs
 from prunekit.errors import UnsupportedError
 from prunekit.plan import Pattern, PrunePlan
 from prunekit.sparsity import keep_above_threshold, keep_per_group, plan_sparsity
 from prunekit.statistics import Hessian
 from prunekit.walk import walk
-from pydantic import Field
-from torch import Tensor
 
 MOST_DAMPENING = 1.0  # of the mean diagonal: beyond it the Hessian no longer says anything
 
@@ -25,9 +27,15 @@ class SparseGPT(Method):
     paper: ClassVar[str] = "Frantar and Alistarh 2023, arXiv:2301.00774"
     needs: ClassVar[Needs] = Needs(calibration=True, budget=True)
 
-    dampening: float = Field(default=0.01, gt=0, le=1, description="Added to the Hessian's diagonal, as a fraction of its mean.")
-    block_size: int = Field(default=128, ge=1, le=4096, description="Columns whose weights compete with each other and are updated at once.")
-    true_sequential: bool = Field(default=False, description="Measure each group of linears after the groups before it in the block are pruned.")
+    dampening: float = Field(
+        default=0.01, gt=0, le=1, description="Added to the Hessian's diagonal, as a fraction of its mean."
+    )
+    block_size: int = Field(
+        default=128, ge=1, le=4096, description="Columns that compete with each other and are updated at once."
+    )
+    true_sequential: bool = Field(
+        default=False, description="Measure each group of linears after those before it in the block are pruned."
+    )
 
     def plan(self, ctx: Context) -> PrunePlan:
         return plan_sparsity(ctx, self.name)
@@ -38,16 +46,16 @@ class SparseGPT(Method):
             factors: dict[int, Tensor] = {}  # linears that read the same input share one factor
             for linear in visit.linears:
                 hessian, action = visit.statistics[linear.path], actions[linear.path]
+                if action.sparsity == 0:
+                    continue
                 if id(hessian) not in factors:
                     factors[id(hessian)] = self.factorise(ctx, linear.path, hessian.matrix)
-                dead = hessian.total.diagonal() == 0
-                weight = linear.weight.float().masked_fill(dead, 0)
-                if action.sparsity:
-                    weight = prune(weight, factors[id(hessian)], action.sparsity, Pattern.parse(action.pattern), self.block_size)
-                linear.write(weight)
+                factor, pattern = factors[id(hessian)], Pattern.parse(action.pattern)
+                weight = linear.weight.float().masked_fill(hessian.total.diagonal() == 0, 0)
+                linear.write(prune(weight, factor, action.sparsity, pattern, self.block_size))
 
     def factorise(self, ctx: Context, path: str, hessian: Tensor) -> Tensor:
-        """Upper-triangular U with U^T U = (H + damping)^-1; the damping is doubled, and that is noted, while H is not positive definite."""
+        """Upper-triangular U with U^T U = H'^-1; while that fails, dampening is doubled, which is noted."""
         dampening = self.dampening
         while dampening <= MOST_DAMPENING:
             factor = inverse_factor(hessian, dampening)
@@ -55,27 +63,35 @@ class SparseGPT(Method):
                 return factor
             dampening *= 2
             ctx.note(f"{path}: the Hessian is not positive definite, dampening raised to {dampening:g}")
-        raise UnsupportedError(f"{path}: the Hessian cannot be inverted", hint="calibrate on more or other text (--samples, --calib)")
+        hint = "calibrate on more or other text (--samples, --calib)"
+        raise UnsupportedError(f"{path}: the Hessian cannot be inverted", hint=hint)
 
 
 def inverse_factor(hessian: Tensor, dampening: float) -> Tensor | None:
-    """Upper-triangular U with U^T U = H'^-1, where H' is H (inputs, inputs) with its diagonal raised; None when that fails.
+    """Upper-triangular U with U^T U = H'^-1, where H' is H (inputs, inputs) with a raised diagonal; None on failure.
 
-    Dead inputs (H_jj = 0) get H_jj = 1. The diagonal is raised by `dampening` times its mean.
+    Read backwards, the factorisation H' = L L^T becomes H' = R R^T with R upper triangular, and U = R^-1. The authors
+    factorise, invert and factorise again, which gives the same U for half as much work again.
     """
-    damped = hessian.clone()
-    diagonal = damped.diagonal()
-    diagonal.masked_fill_(diagonal == 0, 1)
-    diagonal.add_(dampening * diagonal.mean())
-    lower, failed = torch.linalg.cholesky_ex(damped)
+    lower, failed = torch.linalg.cholesky_ex(_raised(hessian, dampening).flip(0, 1))
     if failed:
         return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if failed or not upper.isfinite().all() else upper
+    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    return upper if upper.isfinite().all() else None
+
+
+def _raised(hessian: Tensor, dampening: float) -> Tensor:
+    """H with H_jj = 1 for dead inputs (H_jj = 0), and with `dampening` times the mean of its diagonal added to it."""
+    raised = hessian.clone()
+    diagonal = raised.diagonal()
+    diagonal.masked_fill_(diagonal == 0, 1)
+    diagonal.add_(dampening * diagonal.mean())
+    return raised
 
 
 def prune(weight: Tensor, factor: Tensor, sparsity: float, pattern: Pattern, block_size: int) -> Tensor:
-    """The pruned weight (outputs, inputs) by the paper's algorithm 1, with the factor U (inputs, inputs) of the inverse Hessian."""
+    """The pruned weight (outputs, inputs) by the paper's algorithm 1, with the factor U (inputs, inputs) of H^-1."""
     columns = weight.T.contiguous()  # one row per input: a column of W is contiguous
     group = pattern.group or 1
     size = -(-block_size // group) * group  # no N:M group is split between two blocks
@@ -109,7 +125,7 @@ def _prune_block(columns: Tensor, factor: Tensor, sparsity: float, pattern: Patt
 
 
 def _keep_mask(scores: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
-    """Keep mask of W^2 / U_jj^2, shape (inputs, outputs): a threshold for all of it, or the N largest of a group per output."""
+    """Keep mask of W^2 / U_jj^2, shape (inputs, outputs): one threshold for all, or the N largest of each group."""
     if pattern.group is None:
         return keep_above_threshold(scores, sparsity)
     return keep_per_group(scores.T, pattern).T

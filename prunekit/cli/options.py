@@ -1,0 +1,273 @@
+"""Every command-line option, declared once; each can also be given as `PRUNEKIT_<OPTION>`.
+
+Values reach the recipe as the texts they were typed as, so that a flag, a variable and a recipe file are
+checked in one place and refused in the same words.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+METHOD, CALIBRATION, COMPUTE = "Method", "Calibration", "Compute"
+EVALUATION, EXPORT, VERIFYING = "Evaluation", "Export", "Verification"
+SHOWING, GENERAL = "What is shown", "General"
+PANELS = ("Arguments", METHOD, CALIBRATION, COMPUTE, EVALUATION, EXPORT, VERIFYING, SHOWING, GENERAL)
+
+
+def option(panel: str, metavar: str | None, text: str, *names: str, **more: Any) -> Any:
+    """A typer option with its panel, its help, and the variable that its long name makes."""
+    variable = f"PRUNEKIT_{names[-1].partition('/')[0].lstrip('-').replace('-', '_').upper()}"
+    shown: dict[str, Any] = {
+        "help": text,
+        "rich_help_panel": panel,
+        "envvar": variable,
+        "show_default": False,
+        "show_envvar": False,  # the help states the rule once
+    }
+    return typer.Option(*names, metavar=metavar, **shown | more)
+
+
+def method_names(incomplete: str) -> list[str]:
+    """Names of methods and allocators that begin so, for the shell."""
+    from prunekit import registry
+
+    return [name for name in registry.names() if name.startswith(incomplete)]
+
+
+def allocator_names(incomplete: str) -> list[str]:
+    """Names of allocators that begin so, for the shell."""
+    from prunekit import registry
+
+    return [name for name in registry.names("allocator") if name.startswith(incomplete)]
+
+
+def one_of(*values: str) -> Any:
+    """Completion from a fixed list."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+MODEL_HELP = "Hub id, id@revision, folder, sample, or - to read the path from standard input."
+Model = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+OneModel = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+
+# what is done
+Method = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "NAME",
+        "Pruning method, or an allocator for wanda.",
+        "-m",
+        "--method",
+        autocompletion=method_names,
+    ),
+]
+Ratio = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "R",
+        "Fraction of the decoder blocks' weights to remove, above 0 and below 1.",
+        "-r",
+        "--ratio",
+    ),
+]
+PatternOption = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "PATTERN",
+        "unstructured, or N:M to keep N of M consecutive inputs (default unstructured).",
+        "--pattern",
+    ),
+]
+Allocator = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "NAME",
+        "What gives each linear its sparsity (default uniform).",
+        "--allocator",
+        autocompletion=allocator_names,
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    option(
+        METHOD,
+        "KEY=VALUE",
+        "An option of the method, or a dotted setting of the recipe; repeatable.",
+        "--set",
+    ),
+]
+RecipeFile = Annotated[
+    Path | None,
+    option(METHOD, "FILE", "YAML file with any of these settings; flags win over it.", "--recipe"),
+]
+TrustRemoteCode = Annotated[
+    bool | None, option(COMPUTE, None, "Let code that comes with the model run.", "--trust-remote-code")
+]
+
+# on which text
+Calib = Annotated[
+    str | None,
+    option(
+        CALIBRATION,
+        "SOURCE",
+        "sample, wikitext2, c4, ptb, alpaca, pile, hf:repo[:config]:split:column, a file, a folder or - "
+        "(default sample for the sample model, else wikitext2).",
+        "--calib",
+        autocompletion=one_of("sample", "wikitext2", "c4", "ptb", "alpaca", "pile"),
+    ),
+]
+CalibColumn = Annotated[str | None, option(CALIBRATION, "NAME", "Column of the text in a table.", "--calib-column")]
+Samples = Annotated[str | None, option(CALIBRATION, "N", "Number of token sequences (default 128).", "--samples")]
+SeqLen = Annotated[
+    str | None,
+    option(
+        CALIBRATION,
+        "N",
+        "Tokens per sequence (default 2048, or the model's maximum if that is less).",
+        "--seq-len",
+    ),
+]
+Seed = Annotated[str | None, option(CALIBRATION, "N", "Seed of every random choice (default 0).", "--seed")]
+BatchSize = Annotated[str | None, option(CALIBRATION, "N", "Sequences per forward pass.", "--batch-size")]
+
+# where and how precisely
+Device = Annotated[
+    str | None,
+    option(
+        COMPUTE,
+        "DEVICE",
+        "auto, cpu, cuda, cuda:N or mps (default auto).",
+        "--device",
+        autocompletion=one_of("auto", "cpu", "cuda", "mps"),
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    option(
+        COMPUTE,
+        "DTYPE",
+        "Dtype of the computation: auto, float32, bfloat16 or float16; stored dtypes stay (default auto).",
+        "--dtype",
+        autocompletion=one_of("auto", "float32", "bfloat16", "float16"),
+    ),
+]
+Offload = Annotated[
+    str | None,
+    option(
+        COMPUTE,
+        "PLACE",
+        "Where hidden states wait: memory or disk (default memory).",
+        "--offload",
+        autocompletion=one_of("memory", "disk"),
+    ),
+]
+Offline = Annotated[bool, option(COMPUTE, None, "Never use the network; what is not cached is missing.", "--offline")]
+
+# how good the result is
+Ppl = Annotated[
+    str | None,
+    option(
+        EVALUATION,
+        "SET",
+        "Text of the perplexity: sample, wikitext2, c4, ptb or a file.",
+        "--ppl",
+        autocompletion=one_of("sample", "wikitext2", "c4", "ptb"),
+    ),
+]
+Protocol = Annotated[
+    str | None,
+    option(
+        EVALUATION,
+        "NAME",
+        "How the text is joined and cut: sparsegpt, wanda or llm-pruner (default sparsegpt).",
+        "--protocol",
+        autocompletion=one_of("sparsegpt", "wanda", "llm-pruner"),
+    ),
+]
+EvalWindows = Annotated[str | None, option(EVALUATION, "N", "Windows of text at most (default 32).", "--eval-windows")]
+EvalQuick = Annotated[
+    bool | None,
+    option(EVALUATION, None, "Measure perplexity before and after (default yes).", "--eval-quick/--no-eval-quick"),
+]
+Ppls = Annotated[
+    list[str] | None,
+    option(
+        EVALUATION,
+        "SET",
+        "Text to measure on: sample, wikitext2, c4, ptb or a file; repeatable.",
+        "--ppl",
+        autocompletion=one_of("sample", "wikitext2", "c4", "ptb"),
+    ),
+]
+Windows = Annotated[int | None, option(EVALUATION, "N", "Windows of text at most (default all).", "--windows", min=1)]
+Baseline = Annotated[str | None, option(EVALUATION, "MODEL", "Model that the others are compared with.", "--baseline")]
+
+# what is written
+Output = Annotated[
+    Path | None, option(EXPORT, "OUT", "Folder to write (default ./MODEL-METHOD-PERCENT).", "-o", "--output")
+]
+PlanOutput = Annotated[
+    Path | None, option(EXPORT, "FILE", "File to write (default standard output).", "-o", "--output")
+]
+MaxShardSize = Annotated[str | None, option(EXPORT, "SIZE", "Largest weight file (default 5GB).", "--max-shard-size")]
+Verify = Annotated[
+    str | None,
+    option(
+        EXPORT,
+        "HOW",
+        "How the written folder is checked: auto, full, streaming or off (default auto).",
+        "--verify",
+        autocompletion=one_of("auto", "full", "streaming", "off"),
+    ),
+]
+Force = Annotated[bool, option(EXPORT, None, "Replace what is in OUT.", "--force")]
+Restart = Annotated[bool, option(EXPORT, None, "Drop what an interrupted run has finished.", "--restart")]
+
+# what is shown
+Json = Annotated[bool, option(GENERAL, None, "Print one JSON object on standard output, errors too.", "--json")]
+Quiet = Annotated[bool, option(GENERAL, None, "Say nothing but errors.", "-q", "--quiet")]
+Verbose = Annotated[bool, option(GENERAL, None, "Show what other libraries say, too.", "-v", "--verbose")]
+NoProgress = Annotated[bool, option(GENERAL, None, "No progress bar and no progress lines.", "--no-progress")]
+Debug = Annotated[bool, option(GENERAL, None, "Show the traceback of an internal error.", "--debug")]
+
+Group = dict[str, tuple[Any, Any]]  # parameter name -> (annotation, default)
+
+SHOWN: Group = {
+    "json": (Json, False),
+    "quiet": (Quiet, False),
+    "verbose": (Verbose, False),
+    "no_progress": (NoProgress, False),
+    "debug": (Debug, False),
+}
+LOADING: Group = {"trust_remote_code": (TrustRemoteCode, None), "offline": (Offline, False)}
+COMPUTING: Group = {"device": (Device, None), "dtype": (Dtype, None), **LOADING}
+PLANNING: Group = {
+    "method": (Method, None),
+    "ratio": (Ratio, None),
+    "pattern": (PatternOption, None),
+    "allocator": (Allocator, None),
+    "set": (Set, None),
+    "recipe": (RecipeFile, None),
+    "calib": (Calib, None),
+    "calib_column": (CalibColumn, None),
+    "samples": (Samples, None),
+    "seq_len": (SeqLen, None),
+    "seed": (Seed, None),
+    "batch_size": (BatchSize, None),
+    **COMPUTING,
+    "offload": (Offload, None),
+}
+MEASURING: Group = {
+    "ppl": (Ppl, None),
+    "protocol": (Protocol, None),
+    "eval_windows": (EvalWindows, None),
+    "eval_quick": (EvalQuick, None),
+}
+WRITING: Group = {"max_shard_size": (MaxShardSize, None), "verify": (Verify, None)}
+REPLACING: Group = {"force": (Force, False), "restart": (Restart, False)}

@@ -1,0 +1,62 @@
+"""`prunekit plan`: what would be done to a model, as data that can be read, saved and applied."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prunekit.cli import options
+from prunekit.cli.command import Run, command
+from prunekit.cli.screen import table
+
+if TYPE_CHECKING:
+    from prunekit.plan import PrunePlan, Sparsify
+
+EXAMPLES = """
+prunekit plan sample -m wanda -r 0.5 -o plan.json
+prunekit plan sample -m wanda -r 0.5 -q | prunekit apply - -o pruned
+"""
+
+
+@command(options.PLANNING, options.MEASURING, options.WRITING)
+def plan(run: Run, model: options.Model = None, output: options.PlanOutput = None) -> None:
+    """Decide what would be done to a model, and touch nothing.
+
+    Prints the plan as JSON, or with -o the path of the file that holds it. Settings of evaluation and export
+    are kept in the plan for the time it is applied.
+    """
+    recipe = run.recipe(model)
+    from prunekit import pipeline
+    from prunekit.staging import storage_errors, write_atomically
+
+    made = pipeline.make_plan(recipe, progress=run.screen.progress(), offline=run.offline)
+    run.screen.done()
+    run.screen.show(table("linear", "blocks", "sparsity", "pattern", rows=rows(made), right="blocks,sparsity"))
+    if output is None:
+        run.screen.result(made.model_dump(mode="json"), made.to_json().rstrip("\n"))
+        return
+    with storage_errors(output):
+        write_atomically(output, made.to_json())
+    run.screen.result({"output": str(output)}, str(output))
+
+
+def rows(made: "PrunePlan") -> Iterable[tuple[str, int, str, str]]:
+    """One row per kind of linear: how many blocks have it, and the sparsity they get."""
+    kinds: dict[str, list[Sparsify]] = {}
+    for action in made.actions:
+        kinds.setdefault(kind_of(action.linear), []).append(action)
+    for kind, actions in kinds.items():
+        patterns = ", ".join(sorted({action.pattern for action in actions}))
+        yield kind, len(actions), span(action.sparsity for action in actions), patterns
+
+
+def kind_of(path: str) -> str:
+    """What a linear is called in every block: `model.layers.3.mlp.down_proj` -> `mlp.down_proj`."""
+    parts = path.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[numbers[0] + 1 :]) if numbers else path
+
+
+def span(values: Iterable[float]) -> str:
+    """`50.0 %`, or `41.2 - 58.8 %` when they differ."""
+    known = list(values)
+    low, high = f"{min(known):.1%}".rstrip("%"), f"{max(known):.1%}".rstrip("%")
+    return f"{low} %" if low == high else f"{low} - {high} %"

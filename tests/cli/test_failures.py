@@ -1,0 +1,162 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunekit import token_cache
+from prunekit.cli.failures import Terminated, explain
+from prunekit.errors import GateFailure, PrunekitError
+
+from .conftest import Run
+
+WANDA = ("prune", "sample", "-m", "wanda", "-r", "0.5")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`failing(error)` lets the pipeline raise it."""
+    from prunekit import pipeline
+
+    def use(error: BaseException) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(pipeline, "prune", fail)
+
+    return use
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch calls it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (GateFailure("too high"), 1, "too high"),
+        (MemoryError(), 5, "out of memory"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 5, "out of memory: CUDA"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 5, "out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/out/x"), 5, "no space left on the disk of /out/x"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 5, "out of memory"),
+        (PermissionError(errno.EACCES, "Permission denied", "/out/x"), 4, "cannot use /out/x: permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "/out/x"), 4, "read-only file system"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/in"), 4, "cannot use /in"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated(), 143, "terminated"),
+        (ZeroDivisionError("division by zero"), 70, "internal error: ZeroDivisionError: division by zero"),
+        (ValueError(), 70, "internal error: ValueError: no message"),
+    ],
+)
+def test_every_exception_has_its_exit_code_and_one_line(
+    run: Run, failing: Any, error: BaseException, code: int, said: str
+) -> None:
+    failing(error)
+    result = run(*WANDA, "-q")
+    as_json = run(*WANDA, "-q", "--json")
+
+    assert (result.exit_code, as_json.exit_code) == (code, code)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert said in result.stderr.splitlines()[0]
+    assert len(result.stderr.splitlines()) <= 2
+    assert json.loads(as_json.stdout)["error"]["code"] == code
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Terminated(), MemoryError(), OSError(errno.ENOSPC, "full")])
+def test_a_run_that_was_cut_short_says_that_the_same_command_goes_on(
+    run: Run, failing: Any, error: BaseException
+) -> None:
+    failing(error)
+
+    assert "the finished blocks are kept; the same command goes on" in run(*WANDA, "-q").stderr
+    assert "the same command goes on" not in (explain(error, resumable=False).hint or "")
+
+
+def test_an_internal_error_leaves_its_traceback_in_a_file_and_on_stderr_only_with_debug(run: Run, failing: Any) -> None:
+    failing(ZeroDivisionError("division by zero"))
+    plain, debug = run(*WANDA, "-q"), run(*WANDA, "-q", "--debug")
+    log = Path(plain.stderr.split("the details are in ")[1].partition(";")[0])
+
+    assert log.parent == token_cache.folder() / "logs"
+    assert "ZeroDivisionError: division by zero" in log.read_text()
+    assert "Traceback" in log.read_text()
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in debug.stderr
+
+
+def test_a_log_that_cannot_be_written_is_no_second_error(run: Run, failing: Any, tmp_path: Path) -> None:
+    failing(ZeroDivisionError("division by zero"))
+    (tmp_path / "file").touch()
+    result = run(*WANDA, "-q", PRUNEKIT_CACHE=str(tmp_path / "file"))
+
+    assert result.exit_code == 70
+    assert "hint: repeat with --debug" in result.stderr
+
+
+def test_a_mistyped_command_or_option_is_refused_in_the_same_form(run: Run) -> None:
+    command, option = run("prun"), run("eval", "--zzz", "--json")
+
+    assert command.exit_code == option.exit_code == 2
+    assert command.stderr.splitlines() == [
+        "error: no such command 'prun'. Did you mean 'prune'?",
+        "hint: prunekit --help",
+    ]
+    assert json.loads(option.stdout)["error"] == {
+        "code": 2,
+        "kind": "usage",
+        "message": "no such option: --zzz",
+        "hint": "prunekit eval --help",
+    }
+
+
+def test_no_command_shows_the_help_on_stderr(run: Run) -> None:
+    result = run()
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Commands:" in result.stderr
+
+
+def test_a_variable_asks_for_json_as_the_flag_does(run: Run) -> None:
+    assert json.loads(run("prun", PRUNEKIT_JSON="1").stdout)["error"]["code"] == 2
+    assert run("prun", PRUNEKIT_JSON="0").stdout == ""
+
+
+def test_errors_of_prunekit_pass_unchanged() -> None:
+    error = PrunekitError("as it is")
+    assert explain(error) is error
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_its_code(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    program = (
+        "import sys, time\n"
+        "from prunekit.cli import main\n"
+        "import prunekit.cli.methods as methods\n"
+        "methods.registry.plugins = lambda: (print('ready', file=sys.stderr, flush=True), time.sleep(60))\n"
+        "main()"
+    )
+    environment = {**os.environ, "PRUNEKIT_CACHE": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "methods"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+
+    assert process.returncode == code
+    assert out == ""
+    assert err == f"error: {'interrupted' if code == 130 else 'terminated'}\n"
