@@ -27,7 +27,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 
 demo: setup  ## prune the bundled sample to 50 % zeros and compare it with the original
 	@mkdir -p $(dir $(DEMO))
-	$(BIN)/prunekit prune sample --method sparsegpt --ratio 0.5 --output $(DEMO) --force --offline
+	$(BIN)/prunekit prune sample --method sparsegpt --ratio 0.5 --samples 64 --output $(DEMO) --force --offline
 	$(BIN)/prunekit eval $(DEMO) --baseline sample --windows 64 --offline
 
 test: setup  ## run the tests

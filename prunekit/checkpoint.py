@@ -95,8 +95,13 @@ class Checkpoint:
             return dict(zip(files, pool.map(lambda file: _sha256(self.folder / file), files), strict=True))
 
     def side_files(self) -> list[Path]:
-        """Every file an export carries over unchanged: tokenizer, chat template, generation config, licence, code."""
+        """Every file an export carries over unchanged: tokenizer, chat template, generation config, licence.
+
+        Python files belong to a model only when one of its configs names them in an `auto_map`.
+        """
         left_out = {"config.json", "README.md", "prunekit.json"}
+        configs = (path.read_text(encoding="utf-8", errors="replace") for path in self.folder.glob("*config.json"))
+        own_code = any('"auto_map"' in text for text in configs)
         return sorted(
             path
             for path in self.folder.iterdir()
@@ -104,6 +109,7 @@ class Checkpoint:
             and path.name not in left_out
             and not path.name.startswith(".")
             and not WEIGHT_FILES.match(path.name)
+            and (own_code or path.suffix != ".py")
         )
 
 

@@ -3,6 +3,7 @@
 A keep mask is boolean and True survives. A score is a saliency: small means remove first.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunekit.contract import Context
-from prunekit.errors import UnsupportedError, UsageError
+from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.model import PrunableModel
 from prunekit.plan import Pattern, PrunePlan, Sparsify
 from prunekit.structure import find_other_matrices
@@ -41,6 +42,24 @@ def check_groups(model: PrunableModel, pattern: Pattern) -> None:
                 f"{path} has {linear.shape[1]} inputs, which pattern {pattern} cannot divide into groups",
                 hint=f"choose a group size that divides {linear.shape[1]}, or --pattern unstructured",
             )
+
+
+def check_plan(model: PrunableModel, plan: PrunePlan) -> None:
+    """Raise InputError unless the plan, which a person may have edited, gives each linear one action it can take."""
+    linears, actions = model.linears(), plan.sparsify()
+    if unknown := next((path for path in actions if path not in linears), None):
+        raise InputError(f"the plan names {unknown}, which is no linear of this model")
+    if left_out := next((path for path in linears if path not in actions), None):
+        raise InputError(f"the plan has no action for {left_out}", hint="a sparsity of 0 leaves a linear as it is")
+    for path, action in actions.items():
+        pattern = Pattern.parse(action.pattern)
+        if pattern.sparsity is not None and not math.isclose(pattern.sparsity, action.sparsity, abs_tol=1e-6):
+            given = f"the plan gives {path} a sparsity of {action.sparsity:g}"
+            raise InputError(
+                f"{given}, and pattern {pattern} means {pattern.sparsity:g}", hint="set its pattern to unstructured"
+            )
+        if pattern.group and linears[path].shape[1] % pattern.group:
+            raise InputError(f"{path} has {linears[path].shape[1]} inputs, which {pattern} cannot divide into groups")
 
 
 def keep_per_row(scores: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
@@ -106,4 +125,4 @@ def mean_sparsity(model: PrunableModel, per_linear: Mapping[str, float]) -> floa
     """Mean over linears of a sparsity, weighted by parameters."""
     linears = model.linears()
     total = sum(linears[path].parameters for path in per_linear)
-    return sum(linears[path].parameters * sparsity for path, sparsity in per_linear.items()) / total
+    return sum(linears[path].parameters * sparsity for path, sparsity in per_linear.items()) / max(1, total)

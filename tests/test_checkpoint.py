@@ -282,12 +282,12 @@ def test_side_files_are_all_but_weights_config_readme_and_manifest(tmp_path: Pat
         "LICENSE",
         "chat_template.jinja",
         "generation_config.json",
-        "modeling_own.py",
         "tokenizer.json",
         "tokenizer.model",
     ]
     dropped = [
         "README.md",
+        "modeling_own.py",
         "prunekit.json",
         ".gitattributes",
         "pytorch_model.bin",
@@ -301,3 +301,14 @@ def test_side_files_are_all_but_weights_config_readme_and_manifest(tmp_path: Pat
     (folder / "onnx").mkdir()
 
     assert [path.name for path in Checkpoint.open(folder).side_files()] == carried
+
+
+def test_python_files_are_carried_only_for_a_model_that_names_them(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m")
+    (folder / "modeling_own.py").write_text("x = 1\n", encoding="utf-8")
+    assert Checkpoint.open(folder).side_files() == []
+
+    own = {"auto_map": {"AutoTokenizer": ["modeling_own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own), encoding="utf-8")
+    names = [path.name for path in Checkpoint.open(folder).side_files()]
+    assert names == ["modeling_own.py", "tokenizer_config.json"]

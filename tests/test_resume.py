@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,19 +151,21 @@ def test_a_kill_after_the_result_is_in_place_leaves_it_whole_and_the_next_run_fr
 def test_kill_9_from_outside_in_a_run_with_every_check(server: Server, inputs: Path, tmp_path: Path) -> None:
     command = [*words(inputs, method="sparsegpt", eval_windows=2, verify="auto"), f"--ppl={inputs / 'text.txt'}"]
     command.remove("--no-eval-quick")
-    process = subprocess.Popen([sys.executable, "-m", "prunekit", *command], cwd=tmp_path, stderr=subprocess.PIPE)
-    first = tmp_path / STAGED / "blocks" / "00000.safetensors"
-    while not first.exists() and process.poll() is None:
-        time.sleep(0.001)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and names(tmp_path) == [STAGED]
+    (tmp_path / "whole").mkdir()
+    with ThreadPoolExecutor() as pool:
+        whole = pool.submit(server.run, *command, cwd=tmp_path / "whole")
+        process = subprocess.Popen([sys.executable, "-m", "prunekit", *command], cwd=tmp_path, stderr=subprocess.PIPE)
+        first = tmp_path / STAGED / "blocks" / "00000.safetensors"
+        while not first.exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+    assert whole.result().code == 0
+    assert process.returncode == -signal.SIGKILL and names(tmp_path) == [STAGED, "whole"]
     again = server.run(*command, cwd=tmp_path)
     assert (again.code, again.stderr.count("error")) == (0, 0), again.stderr
     assert again.json()["resumed_blocks"] >= 1
     assert again.json()["perplexity"]["after"] > 0 and again.json()["verification"]["mode"] == "full"
-    (tmp_path / "whole").mkdir()
-    assert server.run(*command, cwd=tmp_path / "whole").code == 0
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole" / "out")
 
 

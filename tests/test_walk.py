@@ -1,4 +1,4 @@
-"""The order of things in a walk: what is in memory, what statistics see, what is written, and how a walk is taken up again."""
+"""The order of things in a walk: what is in memory, what statistics see, what is written, how it is taken up again."""
 
 import errno
 from collections.abc import Callable
@@ -259,11 +259,12 @@ def test_the_number_of_threads_batches_and_blocks_is_told_to_whoever_watches(beg
 def test_inputs_that_are_not_finite_are_refused_by_linear(begin: Begin) -> None:
     ctx = begin()
 
-    with pytest.raises(
-        UnsupportedError, match=r"model\.layers\.1\.self_attn\.q_proj cannot be pruned .* NaN"
-    ) as caught:
+    def run() -> None:
         for visit in walk(ctx, InputNorm):
             visit.linears[-1].write(torch.full_like(visit.linears[-1].weight, 1e38))
+
+    with pytest.raises(UnsupportedError, match=r"layers\.1\.self_attn\.q_proj cannot be pruned .* NaN") as caught:
+        run()
 
     assert "calibrate on" in str(caught.value.hint)
     assert ctx.model.edits is not None and ctx.model.edits.finished_blocks() == 1

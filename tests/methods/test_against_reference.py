@@ -28,8 +28,8 @@ COMMON = {"vocab_size": 320, "max_position_embeddings": 64, "bos_token_id": 0, "
 SIZES = COMMON | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GATED = SIZES | {"num_key_value_heads": 2, "intermediate_size": 160, "initializer_range": 0.2}
 NEOX = SIZES | {"hidden_size": 64, "intermediate_size": 160, "initializer_range": 0.2}
-OPT = SIZES | {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 160, "init_std": 0.5}
-GPT2 = COMMON | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 160}
+OPT = SIZES | {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 136, "init_std": 0.5}
+GPT2 = COMMON | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 136, "initializer_range": 0.5}
 FAMILIES: dict[str, tuple[str, Config, dict[str, Any]]] = {
     "llama": ("model.layers", LlamaConfig, GATED | {"intermediate_size": 288}),
     "qwen3": ("model.layers", Qwen3Config, GATED | {"head_dim": 16, "intermediate_size": 96, "num_hidden_layers": 3}),
