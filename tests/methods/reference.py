@@ -7,6 +7,7 @@ weights of every `m` that are PRUNED, as the papers do.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,29 @@ def smallest_of_groups(score: Tensor, pruned: int, m: int) -> Tensor:
     return mask
 
 
-def sparsegpt(weight: Tensor, inputs: Inputs, setting: Setting, damp: float = 0.01, width: int = 128) -> Tensor:
+@dataclass
+class Closest:
+    """The smallest relative distance of a kept score from a pruned one that it competed with, of all that were seen.
+
+    Where it is as small as a rounding error, correct implementations may part there, and in all that follows.
+    """
+
+    margin: float = inf
+
+    def see(self, score: Tensor, mask: Tensor) -> None:
+        """Take in scores that competed within each row, and which of them were pruned."""
+        kept, pruned = score.masked_fill(mask, inf).amin(1), score.masked_fill(~mask, 0.0).amax(1)
+        self.margin = min(self.margin, float(((kept - pruned) / kept).min()))
+
+
+def sparsegpt(
+    weight: Tensor,
+    inputs: Inputs,
+    setting: Setting,
+    damp: float = 0.01,
+    width: int = 128,
+    closest: Closest | None = None,
+) -> Tensor:
     """Prune column after column and let the later columns make up for the error (optimal brain surgeon).
 
     In float64: two float32 readings of the formulas differ by their rounding, amplified by the Hessian's condition.
@@ -161,12 +184,17 @@ def sparsegpt(weight: Tensor, inputs: Inputs, setting: Setting, damp: float = 0.
             score = w[:, first:last] ** 2 / u.diagonal()[first:last] ** 2
             threshold = score.flatten().sort().values[int(score.numel() * setting.s)]
             mask = score <= threshold
+            if closest:
+                closest.see(score.reshape(1, -1), mask.reshape(1, -1))
         errors = torch.zeros(w.shape[0], last - first, dtype=torch.float64)
         for i in range(first, last):
             if setting.m and (i - first) % setting.m == 0:
                 end = min(i + setting.m, last)
                 score = w[:, i:end] ** 2 / u.diagonal()[i:end] ** 2
-                mask[:, i - first : end - first] = smallest_of_groups(score, setting.pruned, setting.m)
+                chosen = smallest_of_groups(score, setting.pruned, setting.m)
+                mask[:, i - first : end - first] = chosen
+                if closest:
+                    closest.see(score, chosen)
             kept = w[:, i].masked_fill(mask[:, i - first], 0.0)
             error = (w[:, i] - kept) / u[i, i]
             w[:, i:last] -= error[:, None] * u[i, i:last][None, :]

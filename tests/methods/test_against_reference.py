@@ -6,12 +6,12 @@ that their inputs vary in all directions (about 1e-6 of the largest weight remai
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, PretrainedConfig, Qwen3Config
 
 import contract_checks as checks
@@ -30,17 +30,16 @@ GATED = SIZES | {"num_key_value_heads": 2, "intermediate_size": 160, "initialize
 NEOX = SIZES | {"hidden_size": 64, "intermediate_size": 160, "initializer_range": 0.2}
 OPT = SIZES | {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 136, "init_std": 0.5}
 GPT2 = COMMON | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 136, "initializer_range": 0.5}
-FAMILIES: dict[str, tuple[str, Config, dict[str, Any]]] = {
-    "llama": ("model.layers", LlamaConfig, GATED | {"intermediate_size": 288}),
-    "qwen3": ("model.layers", Qwen3Config, GATED | {"head_dim": 16, "intermediate_size": 96, "num_hidden_layers": 3}),
-    "gemma2": (
-        "model.layers",
-        Gemma2Config,
-        GATED | {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16},
-    ),
-    "opt": ("model.decoder.layers", OPTConfig, OPT),
-    "gpt-neox": ("gpt_neox.layers", GPTNeoXConfig, NEOX),
-    "gpt2": ("transformer.h", GPT2Config, GPT2),
+GEMMA = GATED | {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
+QWEN = GATED | {"head_dim": 16, "intermediate_size": 96, "num_hidden_layers": 3}
+# where the blocks are, the class of the config, its values, and a seed with which no decision is a near tie
+FAMILIES: dict[str, tuple[str, Config, dict[str, Any], int]] = {
+    "llama": ("model.layers", LlamaConfig, GATED | {"intermediate_size": 288}, 15),
+    "qwen3": ("model.layers", Qwen3Config, QWEN, 12),
+    "gemma2": ("model.layers", Gemma2Config, GEMMA, 9),
+    "opt": ("model.decoder.layers", OPTConfig, OPT, 19),
+    "gpt-neox": ("gpt_neox.layers", GPTNeoXConfig, NEOX, 13),
+    "gpt2": ("transformer.h", GPT2Config, GPT2, 7),
 }
 PATTERNS = {
     "0.5": ("unstructured", 0.5, reference.Setting(0.5)),
@@ -65,8 +64,8 @@ class Comparison:
         pruner: reference.Pruner,
         stages: Any = None,
     ) -> None:
-        stack, config, values = FAMILIES[family]
-        folder = make(config(**values), seed=3)
+        stack, config, values, seed = FAMILIES[family]
+        folder = make(config(**values), seed=seed)
         text, ratio, setting = PATTERNS[pattern]
         found = checks.prune(folder, method, folder.parent / "out", ratio=ratio, pattern=text, ids=IDS)
         expected = reference.prune_model(str(folder), IDS, setting, pruner, stack, stages).state_dict()
@@ -111,14 +110,23 @@ def test_wanda_variant_is_bit_equal_to_the_reference(family: str, tiny_model: Mo
     Comparison(tiny_model, family, "0.5", Wanda(variant=True), reference.wanda_variant).assert_equal()
 
 
+def compare_sparsegpt(
+    make: Model, family: str, pattern: str, method: SparseGPT, stages: Any = None, **settings: Any
+) -> Comparison:
+    """A comparison in which every decision of the reference is clear enough for float32 to take it too."""
+    closest = reference.Closest()
+    pruner = partial(reference.sparsegpt, closest=closest, **settings)
+    comparison = Comparison(make, family, pattern, method, pruner, stages)
+    assert closest.margin > 1e-5, f"a decision hangs on a relative difference of {closest.margin:.0e}: change the seed"
+    return comparison
+
+
 @each_family
 @each_pattern
 def test_sparsegpt_equals_the_reference_to_1e_5_of_the_largest_weight(
     family: str, pattern: str, tiny_model: Model
 ) -> None:
-    if (family, pattern) == ("gpt2", "2:4"):
-        pytest.skip("two scores of one group differ by 1.2e-6, relatively: rounding decides, and what follows differs")
-    comparison = Comparison(tiny_model, family, pattern, SparseGPT(), reference.sparsegpt)
+    comparison = compare_sparsegpt(tiny_model, family, pattern, SparseGPT())
     comparison.assert_close(1e-5)
     comparison.assert_groups_keep()
 
@@ -132,12 +140,10 @@ STAGES = {
 @pytest.mark.parametrize("family", STAGES)
 def test_true_sequential_sparsegpt_equals_the_reference_that_prunes_in_stages(family: str, tiny_model: Model) -> None:
     method = SparseGPT(true_sequential=True)
-    Comparison(tiny_model, family, "0.5", method, reference.sparsegpt, STAGES[family]).assert_close(1e-5)
+    compare_sparsegpt(tiny_model, family, "2:4", method, STAGES[family]).assert_close(1e-5)
 
 
 @pytest.mark.parametrize("pattern", ["0.5", "4:8"])
 def test_other_dampening_and_block_size_equal_the_reference(pattern: str, tiny_model: Model) -> None:
-    def pruner(weight: Tensor, inputs: reference.Inputs, setting: reference.Setting) -> Tensor:
-        return reference.sparsegpt(weight, inputs, setting, damp=0.1, width=48)
-
-    Comparison(tiny_model, "llama", pattern, SparseGPT(dampening=0.1, block_size=48), pruner).assert_close(1e-5)
+    method = SparseGPT(dampening=0.1, block_size=48)
+    compare_sparsegpt(tiny_model, "llama", pattern, method, damp=0.1, width=48).assert_close(1e-5)
