@@ -363,7 +363,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "prunekit-sample-model"))
-    parser.add_argument("--steps", type=int, default=1500, help="steps to take")
+    parser.add_argument("--steps", type=int, default=2200, help="steps to take")
     parser.add_argument("--horizon", type=int, default=2200, help="the step at which the cosine would end")
     parser.add_argument("--cooldown", type=int, default=200, help="last steps, over which the rate goes to 0")
     parser.add_argument("--batch", type=int, default=4, help="windows in a step")
