@@ -61,7 +61,7 @@ class _Stop(Exception):
     """Raised inside the model's forward when all that is wanted of it has been seen."""
 
 
-class _StandIn(nn.Module):
+class StandIn(nn.Module):
     """Takes the place of a block and has all of its attributes."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -72,7 +72,7 @@ class _StandIn(nn.Module):
         return getattr(self.__dict__["block"], name)
 
 
-class Recorder(_StandIn):
+class Recorder(StandIn):
     """Keeps how its block was called, and answers with the hidden states it was given."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Recorder(_StandIn):
         return self.answer(given)
 
 
-class Player(_StandIn):
+class Player(StandIn):
     """Answers with given hidden states, or with those it is given."""
 
     def __init__(self, block: nn.Module, answer: Answer, hidden: Tensor | None) -> None:
@@ -133,12 +133,11 @@ def capture(
     return captured
 
 
-@torch.no_grad()
 def logits_of(model: PrunableModel, ids: Tensor, hidden: Tensor, answer: Answer) -> Tensor:
     """Logits (batch, tokens, vocabulary) from the last block's output; needs `model.outside()` to be entered."""
     last = len(model.blocks) - 1
     players = [Player(block, answer, hidden if index == last else None) for index, block in enumerate(model.stack)]
-    with _standing_in(model.stack, players):
+    with standing_in(model.stack, players):
         return model.skeleton(input_ids=ids.to(model.device), use_cache=False).logits
 
 
@@ -149,7 +148,7 @@ def _listen(model: PrunableModel, ids: Tensor, answer: Answer, blocks: int | Non
     recorders = [
         Recorder(block, index, heard, answer, last=index == blocks - 1) for index, block in enumerate(model.stack)
     ]
-    with _standing_in(model.stack, recorders), suppress(_Stop):
+    with standing_in(model.stack, recorders), suppress(_Stop):
         model.skeleton(input_ids=ids.to(model.device), use_cache=False)
     if len(heard) != blocks:
         raise UnsupportedError(f"{type(model.skeleton).__name__} called {len(heard)} of its {blocks} blocks")
@@ -190,7 +189,7 @@ def _has_nan(value: Any) -> bool:
 
 
 @contextmanager
-def _standing_in(stack: nn.ModuleList, players: Sequence[nn.Module]) -> Iterator[None]:
+def standing_in(stack: nn.ModuleList, players: Sequence[nn.Module]) -> Iterator[None]:
     """Put other modules in place of the blocks for a while."""
     blocks = list(stack)
     for index, player in enumerate(players):

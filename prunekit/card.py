@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
-from prunekit.manifest import Manifest, portable
+from prunekit.manifest import MANIFEST, Manifest, Result, portable
 from prunekit.staging import write_atomically
 
 CARD = "README.md"
@@ -19,6 +19,7 @@ FLAGS = {
     "method": "-m",
     "ratio": "--ratio",
     "pattern": "--pattern",
+    "protect_blocks": "--protect-blocks",
     "allocator": "--allocator",
     "calibration.source": "--calib",
     "calibration.samples": "--samples",
@@ -45,6 +46,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```"""
+FEWER_BLOCKS = (
+    "Every block that is gone saves its weights on disk, its memory, its share of the key-value cache and its time."
+)
 DENSE = (
     "The zeros are stored like any other number, in dense safetensors. File size, memory and speed are those "
     "of the source model, unless a runtime makes use of the zeros."
@@ -82,8 +86,13 @@ def model_card(
     return ModelCard(f"---\n{_metadata(manifest, source).to_yaml()}\n---\n\n{text}")
 
 
-def repeat_command(spec: str, changed: Mapping[str, Any]) -> str:
-    """The `prunekit prune` that repeats a run, from the settings of its recipe that are not the default."""
+def repeat_command(spec: str, changed: Mapping[str, Any], *, edited: bool = False) -> str:
+    """The `prunekit prune` that repeats a run, from the settings of its recipe that are not the default.
+
+    A plan that was `edited` is in the manifest alone, from which it can be applied.
+    """
+    if edited:
+        return shlex.join(["prunekit", "apply", MANIFEST, spec])
     words = ["prunekit", "prune", spec]
     settings = dict(_leaves(portable(dict(changed))))
     named = [path for path in FLAGS if path in settings]
@@ -121,14 +130,12 @@ def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[
     name, plan, result = code(manifest.source.name), manifest.plan, manifest.result
     parts = [
         f"# {name}, pruned with {plan.method}",
-        f"{name} with {result.sparsity:.2%} of the weights in its decoder blocks' linears set to zero by "
-        f"prunekit {manifest.prunekit}. `prunekit.json` holds the whole record.",
+        f"{name} {_change(manifest)} by prunekit {manifest.prunekit}. `prunekit.json` holds the whole record.",
         "## What was done",
         _table(("", ""), _done(manifest)),
         *(f"- {' '.join(note.split())}" for note in manifest.notes),
         "## Measured",
-        f"{result.zeros:,} of {result.weights:,} weights are zero ({result.sparsity:.2%}); the model has "
-        f"{result.parameters:,} parameters in all.",
+        _counted(result),
         _perplexity(manifest.perplexity),
         VERIFIED[verified],
         "## Use",
@@ -137,6 +144,7 @@ def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[
         "source's own: what loads the source model loads this one.",
         "## Limits",
         DENSE if plan.sparsify() else "",
+        FEWER_BLOCKS if plan.removed_blocks() else "",
         "Perplexity on one text is a rough measure. Nothing else was evaluated here: no task, no long text, "
         "no other language, no safety. Pruning can change any of them. The source model's limits remain.",
         *_sample(sample),
@@ -148,17 +156,39 @@ def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _change(manifest: Manifest) -> str:
+    """What was done to the source, as it goes on after its name."""
+    plan, result = manifest.plan, manifest.result
+    removed = f"without {len(result.removed_blocks)} of its {result.blocks + len(result.removed_blocks)} decoder blocks"
+    zeroed = f"with {result.sparsity:.2%} of the weights in its decoder blocks' linears set to zero"
+    parts = ([f"{removed}, taken out"] if plan.removed_blocks() else []) + ([zeroed] if plan.sparsify() else [])
+    return " and ".join(parts) or "rewritten"
+
+
+def _counted(result: Result) -> str:
+    """Parameters and zeros, in a sentence each."""
+    counted = f"The model has {result.parameters:,} parameters"
+    if result.parameters != result.parameters_before:
+        share = 1 - result.parameters / max(1, result.parameters_before)
+        counted += f", {share:.2%} less than the source's {result.parameters_before:,}"
+    if result.zeros:
+        counted += f". {result.zeros:,} of {result.weights:,} weights of its blocks are zero ({result.sparsity:.2%})"
+    return counted + "."
+
+
 def _done(manifest: Manifest) -> Iterator[tuple[str, str]]:
     plan, recipe, source, calibration = manifest.plan, manifest.recipe, manifest.source, manifest.calibration
     yield "source", code(source.spec)
     yield "method", code(plan.method) + _options(recipe.get("options"))
     yield "ratio", f"{plan.ratio:g}"
+    if removed := plan.removed_blocks():
+        yield "removed blocks", ", ".join(map(str, removed)) + " (counted from 0, in the source)"
     if actions := plan.sparsify():
         wanted = sorted(action.sparsity for action in actions.values())
         spread = f"{wanted[0]:.2%}" if wanted[0] == wanted[-1] else f"{wanted[0]:.2%} to {wanted[-1]:.2%}"
         yield "plan", f"{len(actions)} linears, each {spread} zeros"
         yield "pattern", ", ".join(sorted({code(action.pattern) for action in actions.values()}))
-    if recipe.get("allocator"):
+    if actions and recipe.get("allocator"):
         yield "allocator", code(recipe["allocator"]) + _options(recipe.get("allocator_options"))
     if calibration:
         size = f"{calibration['samples']} sequences of {calibration['seq_len']} tokens"

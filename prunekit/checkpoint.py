@@ -89,8 +89,10 @@ class Checkpoint:
         return read_safetensors({self.folder / file: wanted for file, wanted in by_file.items()}, copy)
 
     def fingerprint(self) -> dict[str, str]:
-        """File name -> sha256 of its content, for the config and every weight file."""
-        files = ["config.json", *sorted({info.file for info in self.tensors.values()})]
+        """File name -> sha256 of its content, for the config, every weight file and the code that the model brings."""
+        code = self.folder.glob("*.py") if "auto_map" in self.config else ()
+        files = ["config.json", *sorted(path.name for path in code)]
+        files += sorted({info.file for info in self.tensors.values()})
         with ThreadPoolExecutor() as pool:
             return dict(zip(files, pool.map(lambda file: _sha256(self.folder / file), files), strict=True))
 
@@ -151,7 +153,10 @@ def _open_safetensors(path: Path) -> Any:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
+        raise InputError(
+            f"{folder} has no config.json, so it is not a Hugging Face model folder",
+            hint="give the folder that holds config.json and the weights",
+        )
     config = read_json(path)
     if quantised := config.get("quantization_config") or config.get("compression_config"):
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
@@ -184,7 +189,9 @@ def _weight_files(folder: Path) -> dict[str, set[str] | None]:
             "the weights are pickles (pytorch_model.bin), which prunekit never opens",
             hint=conversion_hint(str(folder), f"{folder.resolve().name}-safetensors"),
         )
-    raise InputError(f"{folder} holds no {SINGLE} and no {INDEX}")
+    raise InputError(
+        f"{folder} holds no {SINGLE} and no {INDEX}", hint="fetch the model again, with its safetensors files"
+    )
 
 
 def conversion_hint(source: str, target: str) -> str:

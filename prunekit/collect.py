@@ -47,7 +47,8 @@ def collect(
     """Statistics of the inputs of the linears in `groups` over all runs of their block, by name.
 
     `inputs` gives the number of input features per name. Linears of one group share one accumulator. Without groups,
-    or when a run did not call what they promise, every call of every linear is accumulated.
+    or when they do not hold for this block or a run did not call what they promise, every call of every linear is
+    accumulated.
     """
     if groups is None:
         return _collect_calls(linears, inputs, kind, forwards)
@@ -59,13 +60,44 @@ def collect(
         if name == leaders[-1]:
             raise _Seen
 
+    confirm = _Confirmation(groups, lambda name, x: _add(heard, name, x, inputs, kind))
+    with _hooks({name: linears[name] for group in groups for name in group}, confirm), suppress(_Seen):
+        forwards[0]()
+    if not confirm.holds:
+        return _collect_calls(linears, inputs, kind, forwards)
     with _hooks({name: linears[name] for name in leaders}, hear):
-        for forward in forwards:
+        for forward in forwards[1:]:
             with suppress(_Seen):
                 forward()
     if heard.keys() != set(leaders):
         return _collect_calls(linears, inputs, kind, forwards)
     return {name: heard[group[0]] for group in groups for name in group}
+
+
+class _Confirmation:
+    """Hears a block's first run and tells whether the groups, which were found in another block, hold for it too."""
+
+    def __init__(self, groups: Groups, hear: Callable[[str, Tensor], None]) -> None:
+        self.leaders = {name: group[0] for group in groups for name in group}
+        self.hear = hear
+        self.read: dict[str, tuple[Tensor, int]] = {}
+        self.called: list[str] = []
+        self.agrees = True
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        leader = self.leaders[name]
+        first, version = self.read.setdefault(leader, (x, x._version))
+        self.agrees &= x is first and x._version == version
+        self.called.append(name)
+        if name == leader:
+            self.hear(name, x)
+        if not self.agrees or len(self.called) == len(self.leaders):
+            raise _Seen
+
+    @property
+    def holds(self) -> bool:
+        """Whether every linear was called once, with the very input of its group."""
+        return self.agrees and sorted(self.called) == sorted(self.leaders)
 
 
 def _collect_calls(

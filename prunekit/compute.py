@@ -1,10 +1,15 @@
 """Where a run computes, and in which precision; how weights are stored is another question."""
 
+import ctypes
+import sys
+from functools import cache
+
 import torch
 
 from prunekit.checkpoint import STORED_DTYPES, Checkpoint
 from prunekit.errors import UsageError
 
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -15,20 +20,27 @@ def choose_device(name: str) -> torch.device:
         return found or torch.device("cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # its text lists every backend that torch was ever built with
+        raise _unavailable(name, f"; expected {DEVICES}") from error
+    try:
         torch.zeros(1, device=device).sum().item()
     except Exception as error:  # each backend has its own way to be absent
-        raise UsageError(
-            f"device {name!r} is not available here: {str(error).splitlines()[0]}",
-            hint="prunekit doctor lists the devices",
-        ) from error
+        raise _unavailable(name, f": {str(error).splitlines()[0]}") from error
     return device
+
+
+def _unavailable(name: str, why: str) -> UsageError:
+    return UsageError(f"device {name!r} is not available here{why}", hint="prunekit doctor lists the devices")
 
 
 def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
     """The dtype blocks are computed in: `auto` is the stored one on an accelerator and float32 on a CPU."""
     if name != "auto":
         if name not in DTYPES:
-            raise UsageError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+            raise UsageError(
+                f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}",
+                hint="--dtype auto is right for most models",
+            )
         return DTYPES[name]
     if device.type == "cpu":
         return torch.float32
@@ -36,3 +48,18 @@ def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> tor
     for info in checkpoint.tensors.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
     return STORED_DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.float32)
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system: glibc keeps it in pieces, so that memory would grow with the depth."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> "ctypes._NamedFuncPointer | None":
+    """Glibc's function of that name; None with another C library."""
+    try:
+        return ctypes.CDLL(None).malloc_trim if sys.platform == "linux" else None
+    except (AttributeError, OSError):
+        return None

@@ -24,14 +24,18 @@ class Needs:
     calibration: bool = False
     gradients: bool = False
     budget: bool = False
+    blocks: bool = False  # it removes whole blocks, and is told which are protected
+    ratio: bool = True
 
 
 @dataclass
 class Context:
     """What a plug-in is given: the model, and of the rest only what it declared.
 
-    `calibration` holds token ids, int64 of shape (samples, seq_len). `probe` is a short sequence (1, tokens) that the
-    walker carries along to record the pruned model's logits, against which the export is verified.
+    `ratio` is 0 for a method that needs none. `calibration` holds token ids, int64 of shape (samples, seq_len);
+    `protected` the indices of blocks that must stay; `work` a folder where long work may keep its state, to be found
+    there again after a crash. `probe` is a short sequence (1, tokens) with which the pruned
+    model's logits are recorded, against which the export is verified.
     """
 
     model: PrunableModel
@@ -41,9 +45,11 @@ class Context:
     calibration: Tensor | None = None
     batch_size: int = 1
     budget: Budget | None = None
+    protected: frozenset[int] = frozenset()
     generator: torch.Generator = field(default_factory=torch.Generator)
     progress: Progress = field(default_factory=Silent)
     offload: Path | None = None
+    work: Path | None = None
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -1,8 +1,8 @@
 """Write the pruned model as an ordinary folder: safetensors shards and index, config and side files.
 
-Tensors keep the names, the order and the dtypes of the source. They are written as they are read, so a model
-larger than memory can be exported. Shards follow huggingface_hub's rules, and the same model gives the same
-bytes.
+Tensors keep the names, the order and the dtypes of the source; where blocks were removed, the ones that follow move
+up. They are written as they are read, so a model larger than memory can be exported. Shards follow huggingface_hub's
+rules, and the same model gives the same bytes.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
-from prunekit.checkpoint import BITS, INDEX, STORED_DTYPES, TensorInfo
+from prunekit.checkpoint import BITS, INDEX, STORED_DTYPES, Checkpoint, TensorInfo
 from prunekit.errors import UsageError
+from prunekit.layer_removal import plan_removal, rename_tensors
 from prunekit.manifest import LinearResult, Result
 from prunekit.model import PrunableModel
-from prunekit.sparsity import measure_sparsity
+from prunekit.sparsity import count_zeros
 from prunekit.staging import storage_errors, sync, write_atomically
 
 BATCH_BYTES = 64 * 2**20  # read at once: few openings of a file, little memory
@@ -37,34 +39,49 @@ NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()} | {
 Read = Callable[[list[str]], dict[str, Tensor]]
 
 
-def export(
-    model: PrunableModel, folder: Path, *, max_shard_size: str = "5GB", patch: Mapping[str, Any] | None = None
-) -> None:
-    """Write weights, index, config and side files of a model, edits included, into `folder`.
+def export(model: PrunableModel, folder: Path, *, max_shard_size: str = "5GB") -> None:
+    """Write weights, index, config and side files of a model, with its edits and without its removed blocks.
 
-    `patch` holds the keys of config.json that change; without it the file is the source's, byte for byte.
+    With all blocks in place config.json is the source's, byte for byte; else only the keys that must change do.
     Raises UsageError for a size that cannot be read, ResourceError when the disk is full, InputError when the
     folder cannot be written.
     """
     limit = parse_size(max_shard_size)
+    removal = plan_removal(model, model.removed) if model.removed else None
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write = write_weights if model.streaming else _save_whole
-        write(model, folder, limit)
-        _write_config(model, folder, patch)
+        with _stored(model, folder) as (infos, read):
+            names = {name: name for name in infos}
+            if removal:
+                names = rename_tensors(infos, model.stack_path, len(model.blocks), model.removed)
+            write_weights(folder, {new: infos[old] for new, old in names.items()}, _renamed(read, names), limit)
+        _write_config(model, folder, removal and removal.config)
         for path in model.checkpoint.side_files():
             _copy(path, folder / path.name)
         sync(folder)
 
 
 def measure(model: PrunableModel) -> Result:
-    """Count the zeros in every linear of the blocks, as they are stored; one block in memory at a time."""
-    sizes = {path: linear.parameters for path, linear in model.linears().items()}
-    linears = {path: _counted(sizes[path], sparsity) for path, sparsity in measure_sparsity(model).items()}
+    """Count what is left: parameters, and the zeros in every linear of the blocks; one block in memory at a time.
+
+    Linears go by their paths in the exported folder.
+    """
+    counted = count_zeros(model)
+    linears: dict[str, LinearResult] = {}
+    for position, block in enumerate(model.kept):
+        for linear in block.linears:
+            path = f"{model.stack_path}.{position}{linear.path.removeprefix(block.path)}"
+            zeros, weights = counted[linear.path], linear.parameters
+            linears[path] = LinearResult(weights=weights, zeros=zeros, sparsity=zeros / max(1, weights))
     weights = sum(part.weights for part in linears.values())
     zeros = sum(part.zeros for part in linears.values())
+    removed = [name for index in sorted(model.removed) for name in model.block_tensors(index)]
+    before = sum(_count(info.shape) for info in model.tensors.values())
     return Result(
-        parameters=sum(_count(info.shape) for info in model.tensors.values()),
+        parameters=before - sum(_count(model.tensors[name].shape) for name in removed),
+        parameters_before=before,
+        blocks=len(model.kept),
+        removed_blocks=tuple(sorted(model.removed)),
         weights=weights,
         zeros=zeros,
         sparsity=zeros / max(1, weights),
@@ -72,9 +89,8 @@ def measure(model: PrunableModel) -> Result:
     )
 
 
-def write_weights(model: PrunableModel, folder: Path, limit: int) -> None:
-    """Write every stored tensor of a streamed model, in shards of at most `limit` bytes, and their index."""
-    infos = model.checkpoint.tensors
+def write_weights(folder: Path, infos: Mapping[str, TensorInfo], read: Read, limit: int) -> None:
+    """Write tensors as they are read, in shards of at most `limit` bytes, and their index."""
     split = split_state_dict_into_shards_factory(
         dict(infos),
         get_storage_size=lambda info: info.nbytes,
@@ -82,7 +98,7 @@ def write_weights(model: PrunableModel, folder: Path, limit: int) -> None:
         max_shard_size=limit,
     )
     for file, names in split.filename_to_tensors.items():
-        write_safetensors(folder / file, {name: infos[name] for name in names}, _reader(model))
+        write_safetensors(folder / file, {name: infos[name] for name in names}, read)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_atomically(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -114,11 +130,6 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise UsageError(f"size {text!r} is no number of bytes such as 500MB", hint="--max-shard-size 5GB")
     return int(size)
-
-
-def _counted(weights: int, sparsity: float) -> LinearResult:
-    zeros = round(sparsity * weights)
-    return LinearResult(weights=weights, zeros=zeros, sparsity=zeros / max(1, weights))
 
 
 def _count(shape: Iterable[int]) -> int:
@@ -159,6 +170,35 @@ def _data(name: str, tensor: Tensor, info: TensorInfo) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+@contextmanager
+def _stored(model: PrunableModel, folder: Path) -> Iterator[tuple[Mapping[str, TensorInfo], Read]]:
+    """The tensors to write under the names of the source's files, and what reads them.
+
+    A model that transformers converted while loading, and that was edited, is first saved by transformers, which alone
+    can turn the names back.
+    """
+    if model.streaming:
+        yield model.checkpoint.tensors, _reader(model)
+    elif model.edits is None or not model.edits.finished_blocks():
+        yield model.checkpoint.tensors, model.checkpoint.read
+    else:
+        work = folder / ".saving"
+        shutil.rmtree(work, ignore_errors=True)
+        saved = _save_whole(model, work)
+        yield saved.tensors, saved.read
+        shutil.rmtree(work)
+
+
+def _renamed(read: Read, names: Mapping[str, str]) -> Read:
+    """Reads tensors under the names they get, where `names` says which they have."""
+
+    def renamed(wanted: list[str]) -> dict[str, Tensor]:
+        tensors = read([names[name] for name in wanted])
+        return {name: tensors[names[name]] for name in wanted}
+
+    return renamed
+
+
 def _reader(model: PrunableModel) -> Read:
     """Reads edited blocks from the staging folder; tensors that the model ignores come from the source."""
     known = set(model.skeleton.state_dict())
@@ -170,20 +210,18 @@ def _reader(model: PrunableModel) -> Read:
     return read
 
 
-def _save_whole(model: PrunableModel, folder: Path, limit: int) -> None:
-    """Let transformers write a model that it converted while loading: it alone can turn the names back."""
+def _save_whole(model: PrunableModel, folder: Path) -> Checkpoint:
+    """Let transformers write a model, with its edits, into a folder."""
     assert model.whole is not None
-    for block in model.blocks:
+    for block in model.kept:
         tensors = model.read(model.block_tensors(block.index))
         state = {name.removeprefix(f"{block.path}."): tensor for name, tensor in tensors.items()}
         model.whole.get_submodule(block.path).load_state_dict(state, assign=True)
-    work = folder / ".saving"
-    shutil.rmtree(work, ignore_errors=True)
-    model.whole.save_pretrained(work, max_shard_size=limit)
-    for path in sorted([*work.glob("*.safetensors"), *work.glob(INDEX)]):
-        sync(path)
-        os.replace(path, folder / path.name)
-    shutil.rmtree(work)
+    if model.edits is not None and model.edits.has_block("outside"):
+        outside = [name for name in model.tensors if not name.startswith(f"{model.stack_path}.")]
+        model.whole.load_state_dict(model.read(outside), strict=False)
+    model.whole.save_pretrained(folder)
+    return Checkpoint.open(folder)
 
 
 def _write_config(model: PrunableModel, folder: Path, patch: Mapping[str, Any] | None) -> None:

@@ -1,8 +1,7 @@
 """A recipe brought to life: the model, its tokenizer, the plug-ins and the calibration set of one run."""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,15 +10,23 @@ import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from prunekit import __version__
+from prunekit import __version__, registry
 from prunekit import recipe as recipes
 from prunekit.allocation import check_budget
-from prunekit.calibration import Calibration, calibrate, check_vocabulary, default_seq_len, default_source
+from prunekit.calibration import (
+    Calibration,
+    calibrate,
+    check_vocabulary,
+    default_seq_len,
+    default_source,
+    max_positions,
+)
 from prunekit.checkpoint import Checkpoint
 from prunekit.checks import tolerance
 from prunekit.contract import Allocator, Context, Method
 from prunekit.errors import InputError, UsageError
-from prunekit.evaluate.perplexity import Perplexity, measure
+from prunekit.evaluate.perplexity import COLUMN, Perplexity, Windows, cut, find_protocol, read_text
+from prunekit.layer_removal import protected_blocks
 from prunekit.locate import locate
 from prunekit.manifest import Manifest, Result, Source
 from prunekit.model import PrunableModel
@@ -27,7 +34,7 @@ from prunekit.plan import Pattern, PrunePlan
 from prunekit.progress import Progress
 from prunekit.recipe import ComputeRecipe, Recipe
 from prunekit.staging import Staging
-from prunekit.texts import evaluation_for
+from prunekit.texts import NAMES, evaluation_for
 from prunekit.verify import Verification, verify
 from prunekit.walk import default_batch_size
 
@@ -37,7 +44,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 
 @dataclass
 class Job:
-    """A recipe brought to life: what the steps of a run pass to each other."""
+    """A recipe brought to life: what the steps of a run pass to each other.
+
+    `remarks` are notes for whoever runs it here; they name files of this machine, so they are not published.
+    """
 
     recipe: Recipe
     model: PrunableModel
@@ -47,6 +57,7 @@ class Job:
     calibration: Calibration | None
     progress: Progress
     offline: bool
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, recipe: Recipe, progress: Progress, offline: bool) -> "Job":
@@ -73,14 +84,16 @@ class Job:
         seq_len = 1 if ids is None else ids.shape[1]
         return Context(
             model=self.model,
-            ratio=recipe.sparsity,
+            ratio=recipe.sparsity if self.method.needs.ratio else 0.0,
             probe=_probe(ids, self.model),
             pattern=Pattern.parse(recipe.pattern),
             calibration=ids,
             batch_size=recipe.calibration.batch_size or default_batch_size(seq_len),
+            protected=protected_blocks(recipe.protect_blocks, len(self.model.blocks)),
             generator=torch.Generator().manual_seed(recipe.seed),
             progress=self.progress,
             offload=staging.folder / "hidden" if staging and recipe.compute.offload == "disk" else None,
+            work=staging.work if staging else None,
         )
 
     def plan(self, ctx: Context) -> PrunePlan:
@@ -91,29 +104,63 @@ class Job:
         plan = self.method.plan(ctx)
         return plan.model_copy(
             update={
+                "notes": tuple(ctx.notes),
+                "digest": plan.fingerprint(),
                 "recipe": self.recipe.model_dump(mode="json"),
-                "source": self.model.checkpoint.fingerprint(),
+                "source": self.source,
             }
         )
 
-    def quick_perplexity(self, staging: Staging | None) -> Perplexity | None:
-        """Perplexity with the edits of a staging folder, or dense without one; None when not wanted."""
+    def quick_perplexity(self, staging: Staging, *, pruned: bool) -> Perplexity | None:
+        """Perplexity of the dense model, or with the edits of the staging folder; None when it is not measured."""
+        if self.windows is None:
+            return None
+        self.model.edits = staging if pruned else None
+        offload = staging.hidden / "perplexity" if self.recipe.compute.offload == "disk" else None
+        title = "perplexity after" if pruned else "perplexity before"
+        return self.windows.measure(self.model, self.progress, offload, title)
+
+    @cached_property
+    def windows(self) -> Windows | None:
+        """What the quick perplexity is measured on; None when it is not wanted, or its text cannot be had.
+
+        Raises InputError for the second when somebody asked for just that text.
+        """
         wanted = self.recipe.evaluation
         if not wanted.quick or self.tokenizer is None:
             return None
-        self.model.edits = staging
-        name = wanted.set or evaluation_for(self.recipe.calibration.source or default_source(self.recipe.model or ""))
+        try:
+            found = self._cut(self.tokenizer)
+        except InputError as error:
+            if wanted.set is not None:
+                raise InputError(error.message, hint=_without_measuring(error.hint)) from error
+            cure = "--ppl FILE chooses a text, --no-eval-quick silences this"
+            self._remark(f"perplexity was not measured: {error.message}; {cure}")
+            return None
+        if self.measures_calibration_text:
+            self._remark(f"perplexity is measured on the calibration text itself, {found.set}; --ppl chooses another")
+        return found
+
+    def _cut(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
+        wanted, name = self.recipe.evaluation, self._measured_text
         column = self.recipe.calibration.column if name == self.recipe.calibration.source else None
-        return measure(
-            self.model,
-            self.tokenizer,
-            name,
-            wanted.protocol,
-            wanted.windows,
-            self.offline,
-            self.progress,
-            column,
-        )
+        text = read_text(name, column=column, offline=self.offline, progress=self.progress)
+        return cut(text, self.model.config, tokenizer, find_protocol(wanted.protocol), wanted.windows)
+
+    @property
+    def _measured_text(self) -> str:
+        calibration = self.recipe.calibration.source or default_source(self.recipe.model or "")
+        return self.recipe.evaluation.set or evaluation_for(calibration)
+
+    @property
+    def measures_calibration_text(self) -> bool:
+        """Whether the quick perplexity is on what was calibrated on; named texts have another part for it."""
+        name = self._measured_text
+        return self.calibration is not None and name == self.recipe.calibration.source and name not in NAMES
+
+    def _remark(self, text: str) -> None:
+        self.remarks.append(text)
+        self.progress.note(text)
 
     def manifest(
         self, plan: PrunePlan, result: Result, perplexity: dict[str, Any] | None, notes: Sequence[str]
@@ -124,6 +171,7 @@ class Job:
             source=Source.of(self.recipe.model or "", checkpoint.folder, plan.source),
             recipe=plan.recipe,
             plan=plan,
+            plug_ins=self.plug_ins(),
             calibration=self.calibration and self.calibration.record(),
             result=result,
             perplexity=perplexity,
@@ -148,22 +196,48 @@ class Job:
         self.progress.step(f"{verification.mode}: {len(verification.checks)} checks passed")
         return verification
 
-    def signature(self, plan: PrunePlan) -> dict[str, Any]:
-        """All that the finished blocks depend on; an interrupted run goes on only under the same one."""
-        recipe = plan.recipe
+    def plug_ins(self) -> dict[str, str]:
+        """Which distribution, in which version, brought the method and the allocator."""
+        found = [registry.find(self.recipe.method, "method"), registry.find(self.recipe.allocator, "allocator")]
+        return {plugin.name: f"{plugin.distribution} {plugin.version}".strip() for plugin in found}
+
+    def signature(self, plan: PrunePlan | None = None) -> dict[str, Any]:
+        """All that the finished blocks depend on; an interrupted run goes on only under the same one.
+
+        A plan that the run makes itself follows from the rest; one that was given is part of the signature.
+        """
+        recipe = self.recipe.model_dump(mode="json")
         return {
-            "source": plan.source,
+            "source": self.source,
             "recipe": {
                 key: recipe[key]
-                for key in ("method", "ratio", "pattern", "allocator", "options", "allocator_options", "seed")
+                for key in (
+                    "method",
+                    "ratio",
+                    "pattern",
+                    "protect_blocks",
+                    "allocator",
+                    "options",
+                    "allocator_options",
+                    "seed",
+                )
             },
-            "plan": hashlib.sha256(repr(plan.actions).encode()).hexdigest(),
+            "plan": plan and plan.fingerprint(),
             "calibration": self.calibration and self.calibration.sha256,
             "batch_size": recipe["calibration"]["batch_size"],
             "device": str(self.model.device),
             "dtype": str(self.model.dtype),
+            "threads": torch.get_num_threads(),
+            "plug_ins": self.plug_ins(),
             "versions": versions(),
         }
+
+
+def _without_measuring(hint: str | None) -> str:
+    """What to do when the text that was asked for cannot be had; only `eval` can name a column."""
+    if hint and COLUMN in hint:
+        return f"--no-eval-quick here, and then: prunekit eval OUT --ppl FILE {COLUMN} NAME"
+    return "; ".join(filter(None, (hint, "--no-eval-quick leaves the measurement out")))
 
 
 def open_model(
@@ -195,6 +269,11 @@ def versions() -> dict[str, str]:
 def _refuse(recipe: Recipe, method: Method) -> None:
     """Refuse what cannot work before anything is loaded."""
     recipes.refuse_needless_allocator(recipe, method.needs.budget)
+    recipes.refuse_needless_protection(recipe, method.needs.blocks)
+    if not method.needs.ratio and recipe.ratio is not None:
+        raise UsageError(
+            f"{recipe.method} is told what to remove, so a ratio means nothing to it", hint="leave --ratio out"
+        )
     if not method.needs.budget and recipe.pattern != "unstructured":
         raise UsageError(f"{recipe.method} prunes no single weights, so pattern {recipe.pattern} means nothing to it")
 
@@ -235,5 +314,5 @@ def _probe(ids: Tensor | None, model: PrunableModel) -> Tensor:
     """A short sequence (1, tokens): the beginning of the calibration set, else seeded random tokens."""
     if ids is not None:
         return ids[:1, :PROBE_TOKENS].clone()
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(model.config.get_text_config().vocab_size, (1, PROBE_TOKENS), generator=generator)
+    generator, tokens = torch.Generator().manual_seed(0), min(PROBE_TOKENS, max_positions(model.config) or PROBE_TOKENS)
+    return torch.randint(model.config.get_text_config().vocab_size, (1, tokens), generator=generator)

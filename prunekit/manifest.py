@@ -5,6 +5,7 @@ bytes, interrupted or not.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -59,6 +60,11 @@ class Result(Frozen):
     """What the written weights are, counted."""
 
     parameters: int = Field(description="All numbers in the weight files.")
+    parameters_before: int = Field(description="The same of the source.")
+    blocks: int = Field(description="Decoder blocks.")
+    removed_blocks: tuple[int, ...] = Field(
+        default=(), description="Blocks that were taken out, by their index in the source."
+    )
     weights: int = Field(description="Weights in the linears of the decoder blocks.")
     zeros: int = Field(description="How many of those weights are zero.")
     sparsity: float = Field(description="zeros / weights.")
@@ -71,6 +77,7 @@ class Manifest(Frozen):
     schema_version: Literal[1] = SCHEMA_VERSION
     prunekit: str = Field(default=__version__, description="Version of prunekit.")
     versions: dict[str, str] = Field(description="Versions of the libraries that computed and wrote the weights.")
+    plug_ins: dict[str, str] = Field(default={}, description="Method and allocator -> distribution and its version.")
     source: Source
     recipe: dict[str, Any] = Field(description="Every setting of the run, defaults included.")
     plan: PrunePlan = Field(description="What was decided, place by place.")
@@ -112,13 +119,25 @@ class Manifest(Frozen):
         """The manifest of a model folder; raises InputError when it is missing or not one."""
         path = folder / MANIFEST
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            _refuse_newer(text, path)
+            return cls.model_validate_json(text)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {path}: {error}", hint="give a folder that prunekit wrote") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "top level"
             raise InputError(f"{path} is not a prunekit manifest: {where}: {first['msg']}") from error
+
+
+def _refuse_newer(text: str, path: Path) -> None:
+    """Raise InputError for a manifest of a version that came after this one."""
+    found = re.search(r'^  "schema_version": (\d+)', text, re.MULTILINE)
+    if found and int(found[1]) > SCHEMA_VERSION:
+        raise InputError(
+            f"{path} was written by a newer prunekit: its schema is {found[1]}, and this one reads {SCHEMA_VERSION}",
+            hint="pip install --upgrade prunekit",
+        )
 
 
 def portable(value: Any) -> Any:

@@ -5,7 +5,7 @@ are the one `ModuleList` as long as `num_hidden_layers`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from prunekit.checkpoint import STORED_DTYPES, Checkpoint, Copy, TensorInfo, finite
-from prunekit.compute import choose_device, choose_dtype
+from prunekit.compute import choose_device, choose_dtype, give_back_memory
 from prunekit.skeleton import build_skeleton, conversion, load_whole
-from prunekit.staging import Staging
-from prunekit.structure import Linear, find_blocks
+from prunekit.staging import Part, Staging
+from prunekit.structure import Block, Linear, find_blocks
 
 STORED_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
@@ -25,8 +25,9 @@ class PrunableModel:
     """A model on the meta device with the means to bring parts of it into memory.
 
     `tensors` describes what is stored, under the model's own parameter names. `edits` is the staging folder of a run:
-    blocks that are finished there are read from it instead of from the source. A checkpoint whose tensors transformers
-    converts while loading is kept `whole` in memory, `whole_because` of one of them.
+    blocks that are finished there are read from it instead of from the source. `removed` holds the indices of blocks
+    that are taken out: the model computes and is exported without them, `kept` are the others. A checkpoint whose
+    tensors transformers converts while loading is kept `whole` in memory, `whole_because` of one of them.
     """
 
     def __init__(
@@ -38,6 +39,9 @@ class PrunableModel:
         self.device = device
         self.dtype = dtype
         self.edits: Staging | None = None
+        self.removed: frozenset[int] = frozenset()
+        self.trust_remote_code = False
+        self._resident = False
         self.whole: PreTrainedModel | None = None
         self.whole_because: str | None = None
         self.tensors: Mapping[str, TensorInfo] = checkpoint.tensors
@@ -59,6 +63,7 @@ class PrunableModel:
         place = choose_device(device)
         skeleton = build_skeleton(checkpoint, trust_remote_code=trust_remote_code)
         model = cls(checkpoint, skeleton, place, choose_dtype(dtype, place, checkpoint))
+        model.trust_remote_code = trust_remote_code
         if problem := conversion(skeleton, checkpoint.tensors):
             model._hold(load_whole(checkpoint, trust_remote_code=trust_remote_code), problem)
         return model
@@ -75,21 +80,26 @@ class PrunableModel:
         """Whether weights are read from the files block by block (else the model was loaded whole)."""
         return self.whole is None
 
+    @property
+    def kept(self) -> list[Block]:
+        """The blocks that are not removed."""
+        return [block for block in self.blocks if block.index not in self.removed]
+
     def linears(self) -> dict[str, Linear]:
-        """Path -> linear, for all blocks in order."""
+        """Path -> linear, for all blocks of the source in order."""
         return {linear.path: linear for block in self.blocks for linear in block.linears}
 
     def read(self, names: Iterable[str], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
         """Tensors in their stored dtype on the CPU, or what `copy` makes of them; finished blocks as they are now."""
-        edited: dict[int, list[str]] = {}
+        edited: dict[Part, list[str]] = {}
         plain: list[str] = []
         for name in names:
-            index = self._edited_block(name)
-            plain.append(name) if index is None else edited.setdefault(index, []).append(name)
+            part = self._edited_part(name)
+            plain.append(name) if part is None else edited.setdefault(part, []).append(name)
         tensors = self._read_source(plain, copy)
-        for index, wanted in edited.items():
+        for part, wanted in edited.items():
             assert self.edits is not None
-            tensors |= self.edits.read_block(index, wanted, copy)
+            tensors |= self.edits.read_block(part, wanted, copy)
         return tensors
 
     def block_tensors(self, index: int) -> list[str]:
@@ -98,18 +108,44 @@ class PrunableModel:
         return [prefix + name for name in self.stack[index].state_dict() if prefix + name in self.tensors]
 
     @contextmanager
+    def resident(self) -> Iterator[None]:
+        """Keep all weights in memory meanwhile: `block` and `outside` hand out what is there."""
+        try:
+            with ExitStack() as parts:
+                parts.enter_context(self.outside())
+                for block in self.kept:
+                    parts.enter_context(self.block(block.index))
+                self._resident = True
+                yield
+        finally:
+            self._resident = False
+
+    def load(self, dtype: torch.dtype) -> PreTrainedModel:
+        """A copy of the source model, whole, on the run's device; for methods that train."""
+        loaded = load_whole(self.checkpoint, dtype=dtype, trust_remote_code=self.trust_remote_code)
+        loaded.to(self.device)  # pyright: ignore[reportArgumentType]
+        return loaded.requires_grad_(False)
+
+    @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
         """One block with its weights, on the run's device in the compute dtype; freed on leaving."""
         module = self.stack[index]
+        if self._resident:
+            yield module
+            return
         try:
             self._fill(module, self.block_tensors(index), prefix=f"{self.blocks[index].path}.")
             yield module
         finally:
             _empty(module)
+            give_back_memory()
 
     @contextmanager
     def outside(self, *, head: bool = True) -> Iterator[PreTrainedModel]:
         """The model with all but its blocks in memory: embeddings, final norm and, if asked, head; freed on leaving."""
+        if self._resident:
+            yield self.skeleton
+            return
         left_out = (f"{self.stack_path}.", *(() if head else self._head_prefix()))
         names = [name for name in self.skeleton.state_dict() if name in self.tensors and not name.startswith(left_out)]
         try:
@@ -134,6 +170,19 @@ class PrunableModel:
             stored[name] = self._as_stored(name, tensor)
             tensor.copy_(stored[name])
         self.edits.write_block(index, stored, notes)
+
+    def commit_state(self, state: Mapping[str, Tensor], notes: Sequence[str] = ()) -> None:
+        """Write a whole model's parameters, by name, to the staging folder in their stored dtypes.
+
+        What no block holds comes last and carries the notes, so that its presence means that all is there.
+        """
+        if self.edits is None:
+            raise RuntimeError("a run without a staging folder cannot commit a model")
+        for block in self.kept:
+            names = self.block_tensors(block.index)
+            self.edits.write_block(block.index, {name: self._as_stored(name, state[name]) for name in names})
+        outside = [name for name in self.tensors if not name.startswith(f"{self.stack_path}.") and name in state]
+        self.edits.write_block("outside", {name: self._as_stored(name, state[name]) for name in outside}, notes)
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor in its stored dtype; what the compute dtype could not hold and nobody changed is the source's."""
@@ -163,12 +212,14 @@ class PrunableModel:
         head = self.skeleton.get_output_embeddings()
         return tuple(f"{name}." for name, part in self.skeleton.named_modules() if part is head and name)
 
-    def _edited_block(self, name: str) -> int | None:
-        """Index of the finished block that holds this tensor, if any."""
-        if self.edits is None or not name.startswith(f"{self.stack_path}."):
+    def _edited_part(self, name: str) -> Part | None:
+        """The finished part that holds this tensor, if any."""
+        if self.edits is None:
             return None
-        index = int(name.removeprefix(f"{self.stack_path}.").partition(".")[0])
-        return index if self.edits.has_block(index) else None
+        part: Part = "outside"
+        if name.startswith(f"{self.stack_path}."):
+            part = int(name.removeprefix(f"{self.stack_path}.").partition(".")[0])
+        return part if self.edits.has_block(part) else None
 
     def _read_source(self, names: list[str], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
         if self.whole is None:

@@ -4,26 +4,34 @@ What takes long is done by the modules this one calls; what is printed is printe
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import Field
 
-from prunekit.calibration import default_source
+from prunekit import settings
+from prunekit.calibration import check_vocabulary, default_source
 from prunekit.card import repeat_command, write_card
+from prunekit.checkpoint import Checkpoint
+from prunekit.compute import choose_device
 from prunekit.errors import InputError
-from prunekit.evaluate.perplexity import Perplexity, measure
+from prunekit.evaluate.perplexity import Perplexity, Protocol, Windows, cut, find_protocol, read_text
 from prunekit.export import export
 from prunekit.export import measure as count
-from prunekit.job import Job, open_model
+from prunekit.job import Job, load_tokenizer, open_model
 from prunekit.locate import locate, short_name
 from prunekit.manifest import MANIFEST, Manifest
+from prunekit.model import PrunableModel
 from prunekit.plan import Frozen, PrunePlan
 from prunekit.progress import Progress, Silent
-from prunekit.recipe import ComputeRecipe, Recipe
-from prunekit.staging import Staging, check_target
+from prunekit.recipe import Recipe
+from prunekit.skeleton import load_config
+from prunekit.sparsity import check_plan, mean_sparsity
+from prunekit.staging import Staging, check_target, write_atomically
 from prunekit.text_hub import NAMED
+from prunekit.texts import Text
 from prunekit.verify import Verification
 
 
@@ -38,6 +46,10 @@ class Outcome(Frozen):
     sparsity: float = Field(description="Measured fraction of zeros in the pruned linears.")
     weights: int = Field(description="Number of weights in the pruned linears.")
     zeros: int = Field(description="How many of them are zero.")
+    parameters: int = Field(description="Numbers in the written weight files.")
+    parameters_before: int = Field(description="The same of the source.")
+    blocks: int = Field(description="Decoder blocks that are left.")
+    removed_blocks: tuple[int, ...] = Field(description="Those that are not, by their index in the source.")
     perplexity: dict[str, Any] | None = Field(description="Quick perplexity before and after, with its protocol.")
     verification: dict[str, Any] | None
     notes: list[str]
@@ -59,9 +71,13 @@ def prune(
     Raises every error of `prunekit.errors` but GateFailure; on any of them the target is as it was before.
     """
     target = output or default_output(recipe)
-    check_target(target, force=force)
+    _check_target(target, recipe, force)
+    started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
-    return _carry_out(job, job.plan(job.context()), target, force=force, restart=restart)
+    with Staging.open(
+        target, job.signature(), source=job.model.checkpoint.folder, force=force, restart=restart
+    ) as staging:
+        return _carry_out(job, _planned(job, staging), staging, started)
 
 
 def make_plan(recipe: Recipe, *, progress: Progress | None = None, offline: bool = False) -> PrunePlan:
@@ -82,12 +98,23 @@ def apply_plan(
 ) -> Outcome:
     """Carry out a plan that was made earlier; raises InputError when it was made for another model."""
     recipe = Recipe.model_validate(plan.recipe | ({"model": model} if model else {}))
+    if plan.method != recipe.method:
+        raise InputError(
+            f"the plan is one of {plan.method}, and its recipe names the method {recipe.method}",
+            hint=f"prunekit plan {recipe.model} -m {recipe.method} -o plan.json",
+        )
     target = output or default_output(recipe)
-    check_target(target, force=force)
+    _check_target(target, recipe, force)
+    started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
     _refuse_other_model(plan, job.source, recipe)
-    plan = plan.model_copy(update={"recipe": recipe.model_dump(mode="json")})
-    return _carry_out(job, plan, target, force=force, restart=restart)
+    if job.method.needs.budget:
+        check_plan(job.model, plan)
+    plan = plan.model_copy(update={"recipe": recipe.model_dump(mode="json"), "ratio": planned_ratio(job.model, plan)})
+    with Staging.open(
+        target, job.signature(plan), source=job.model.checkpoint.folder, force=force, restart=restart
+    ) as staging:
+        return _carry_out(job, plan, staging, started)
 
 
 def evaluate(
@@ -98,70 +125,139 @@ def evaluate(
     protocol: str = "sparsegpt",
     device: str = "auto",
     dtype: str = "auto",
+    offload: str = "memory",
+    column: str | None = None,
     windows: int | None = None,
     offline: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per model, the baseline first: perplexity on every set, and its ratio to the baseline's."""
-    wanted = sets or [default_set(models[0], locate(models[0], offline=offline))]
+    """One row per model, the baseline first: perplexity on every set, and its ratio to the baseline's.
+
+    All models and texts are found before the first is measured. The ratio is null where a model reads a text as other
+    tokens than the baseline does. With `offload` disk, hidden states wait in the system's folder for temporary files.
+    """
+    compute, cutting = settings.compute(device=device, dtype=dtype, offload=offload), find_protocol(protocol)
+    choose_device(compute.device)
+    progress = progress or Silent()
+    specs = list(dict.fromkeys([baseline, *models] if baseline else models))
+    folders = {spec: locate(spec, offline=offline) for spec in specs}
+    wanted = sets or [default_set(models[0], folders[models[0]])]
+    texts = [read_text(name, column=column, offline=offline, progress=progress) for name in wanted]
+    cuts = {spec: _cuts(spec, folders[spec], texts, cutting, windows, trust_remote_code) for spec in specs}
     rows: list[dict[str, Any]] = []
-    for spec in dict.fromkeys([baseline, *models] if baseline else models):
-        compute = ComputeRecipe.model_validate({"device": device, "dtype": dtype})
-        model, tokenizer = open_model(spec, compute, offline, trust_remote_code)
-        if tokenizer is None:
-            raise InputError(f"{spec} has no tokenizer", hint="copy the tokenizer's files into the folder")
-        found = [measure(model, tokenizer, name, protocol, windows, offline, progress).record() for name in wanted]
-        rows.append({"model": spec, "baseline": spec == baseline, "perplexity": found})
+    with TemporaryDirectory(prefix="prunekit-", ignore_cleanup_errors=True) as place:
+        hidden = Path(place, "hidden") if compute.offload == "disk" else None
+        for spec in specs:
+            model, _ = open_model(str(folders[spec]), compute, offline, trust_remote_code)
+            found = [part.measure(model, progress, hidden).record() for part in cuts[spec]]
+            rows.append({"model": spec, "baseline": spec == baseline, "perplexity": found})
     for row in rows if baseline else []:
-        for mine, dense in zip(row["perplexity"], rows[0]["perplexity"], strict=True):
-            mine["ratio"] = _ratio(mine["value"], dense["value"])
+        _add_ratios(row, rows[0], cuts, progress)
     return rows
 
 
-def _carry_out(job: Job, plan: PrunePlan, target: Path, *, force: bool, restart: bool) -> Outcome:
+def _cuts(
+    spec: str, folder: Path, texts: Sequence[Text], protocol: Protocol, limit: int | None, trust_remote_code: bool
+) -> list[Windows]:
+    """The windows of every text for one model, of which no weight is read."""
+    checkpoint = Checkpoint.open(folder)
+    config = load_config(checkpoint, trust_remote_code)
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code)
+    if tokenizer is None:
+        raise InputError(f"{spec} has no tokenizer", hint="copy the tokenizer's files into the folder")
+    found = [cut(text, config, tokenizer, protocol, limit) for text in texts]
+    for part in found:
+        check_vocabulary(part.ids, config.get_text_config().vocab_size)
+    return found
+
+
+def _add_ratios(
+    row: dict[str, Any], baseline: dict[str, Any], cuts: Mapping[str, Sequence[Windows]], progress: Progress
+) -> None:
+    """How many times the baseline's each perplexity is; None where the two are not comparable."""
+    name, reference = row["model"], baseline["model"]
+    for number, (mine, dense) in enumerate(zip(row["perplexity"], baseline["perplexity"], strict=True)):
+        same = cuts[name][number].same_tokens(cuts[reference][number])
+        mine["ratio"] = _ratio(mine["value"], dense["value"]) if same else None
+        if not same:
+            progress.note(
+                f"{name} reads {mine['set']} as other tokens or windows than {reference}, "
+                "so their perplexities cannot be compared"
+            )
+
+
+def _check_target(target: Path, recipe: Recipe, force: bool) -> None:
+    """Refuse a target before any work; a model of the hub's is compared with it once it is found."""
+    spec = recipe.model or ""
+    here = spec == "sample" or (spec != "" and Path(spec).exists())
+    check_target(target, source=locate(spec) if here else None, force=force)
+
+
+def _planned(job: Job, staging: Staging) -> PrunePlan:
+    """The plan of an interrupted run, else a new one, which is kept."""
+    if staging.plan_path.is_file():
+        return PrunePlan.read(staging.plan_path)
+    plan = job.plan(job.context(staging))
+    write_atomically(staging.plan_path, plan.to_json())
+    return plan
+
+
+def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> Outcome:
     """Apply a plan, measure, export, verify and move the result into place."""
-    started = time.perf_counter()
-    with Staging.open(target, job.signature(plan), force=force, restart=restart) as staging:
-        resumed = staging.finished_blocks()
-        before = job.quick_perplexity(staging=None)
-        ctx = job.context(staging)
-        job.method.apply(ctx, plan)
-        after = job.quick_perplexity(staging)
-        result = count(job.model)
-        export(job.model, staging.export_dir, max_shard_size=job.recipe.export.max_shard_size)
-        manifest = job.manifest(plan, result, compare_perplexity(before, after), ctx.notes)
-        manifest.write(staging.export_dir)
-        verification = job.verify(staging)
-        write_card(
-            staging.export_dir,
-            manifest,
-            source=job.model.checkpoint.folder,
-            command=repeat_command(manifest.source.spec, job.recipe.model_dump(mode="json", exclude_defaults=True)),
-            verified=verification and verification.mode,
-            sample=_continuation(job, verification),
-        )
-        staging.publish()
+    resumed = staging.finished_blocks()
+    before = job.quick_perplexity(staging, pruned=False)
+    ctx = job.context(staging)
+    for note in plan.notes:
+        ctx.notes.append(note)
+    job.method.apply(ctx, plan)
+    after = job.quick_perplexity(staging, pruned=True)
+    result = count(job.model)
+    export(job.model, staging.export_dir, max_shard_size=job.recipe.export.max_shard_size)
+    measured = compare_perplexity(before, after, job.measures_calibration_text)
+    manifest = job.manifest(plan, result, measured, ctx.notes)
+    manifest.write(staging.export_dir)
+    verification = job.verify(staging)
+    write_card(
+        staging.export_dir,
+        manifest,
+        source=job.model.checkpoint.folder,
+        command=repeat_command(
+            manifest.source.spec, job.recipe.model_dump(mode="json", exclude_defaults=True), edited=plan.edited
+        ),
+        verified=verification and verification.mode,
+        sample=_continuation(job, verification),
+    )
+    staging.publish()
     return Outcome(
-        output=str(target),
+        output=str(staging.target),
         method=plan.method,
         ratio=plan.ratio,
         pattern=job.recipe.pattern,
         sparsity=result.sparsity,
         weights=result.weights,
         zeros=result.zeros,
+        parameters=result.parameters,
+        parameters_before=result.parameters_before,
+        blocks=result.blocks,
+        removed_blocks=result.removed_blocks,
         perplexity=manifest.perplexity,
         verification=verification and verification.model_dump(mode="json"),
-        notes=ctx.notes,
+        notes=[*ctx.notes, *job.remarks],
         seconds=round(time.perf_counter() - started, 3),
         resumed_blocks=resumed,
     )
 
 
 def default_output(recipe: Recipe) -> Path:
-    """Where a run is written when the user does not say: `./<model>-<method>-<percent, or N-M>`."""
-    amount = f"{recipe.sparsity * 100:g}" if recipe.pattern == "unstructured" else recipe.pattern.replace(":", "-")
-    return Path(f"{short_name(recipe.model or 'model')}-{recipe.method}-{amount}")
+    """Where a run is written when the user does not say: `./<model>-<method>[-<allocator>][-<percent, or N-M>]`."""
+    parts = [short_name(recipe.model or "model"), recipe.method]
+    parts += [recipe.allocator] if recipe.allocator != "uniform" else []
+    if recipe.pattern != "unstructured":
+        parts.append(recipe.pattern.replace(":", "-"))
+    elif recipe.ratio is not None:
+        parts.append(f"{recipe.ratio * 100:g}")
+    return Path("-".join(parts))
 
 
 def default_set(spec: str, folder: Path) -> str:
@@ -171,15 +267,27 @@ def default_set(spec: str, folder: Path) -> str:
     return default_source(spec)
 
 
-def compare_perplexity(before: Perplexity | None, after: Perplexity | None) -> dict[str, Any] | None:
+def compare_perplexity(
+    before: Perplexity | None, after: Perplexity | None, on_calibration_text: bool
+) -> dict[str, Any] | None:
     """Both perplexities under one description of what was measured."""
     if before is None or after is None:
         return None
     first, second = before.record(), after.record()
     return {key: value for key, value in first.items() if key != "value"} | {
+        "calibration_text": on_calibration_text,
         "before": first["value"],
         "after": second["value"],
     }
+
+
+def planned_ratio(model: PrunableModel, plan: PrunePlan) -> float:
+    """What the actions of a plan amount to, which is another ratio than was asked for once somebody has edited them."""
+    if not plan.edited:
+        return plan.ratio
+    if removed := plan.removed_blocks():
+        return len(removed) / len(model.blocks)
+    return mean_sparsity(model, {path: action.sparsity for path, action in plan.sparsify().items()})
 
 
 def _refuse_other_model(plan: PrunePlan, source: dict[str, str], recipe: Recipe) -> None:

@@ -3,18 +3,20 @@
 A plan never holds masks: which weights go in block i depends on the blocks before it being pruned already.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prunekit.errors import InputError, UsageError
 
 SCHEMA_VERSION = 1
+HINT = "prunekit plan MODEL -o plan.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Sparsify(Frozen):
     sparsity: float = Field(ge=0, lt=1, description="Fraction of its weights to set to zero.")
     pattern: str = Field(default="unstructured", description="unstructured or N:M.")
 
+    @property
+    def place(self) -> str:
+        """What the action is done to."""
+        return self.linear
+
     @field_validator("pattern")
     @classmethod
     def _known_pattern(cls, text: str) -> str:
@@ -69,14 +76,30 @@ class Sparsify(Frozen):
             raise ValueError(error.message) from error
 
 
-Action = Sparsify
+class RemoveBlock(Frozen):
+    """Take one decoder block out of the model."""
+
+    kind: Literal["remove_block"] = "remove_block"
+    block: int = Field(ge=0, description="Index of the block in the source model.")
+
+    @property
+    def place(self) -> str:
+        """What the action is done to."""
+        return f"block {self.block}"
+
+
+KINDS = ("sparsify", "remove_block")
+Action = Annotated[Sparsify | RemoveBlock, Field(discriminator="kind")]
 
 
 class PrunePlan(Frozen):
     """What will be done to one model: a list of actions, and everything needed to do it again.
 
-    `recipe` is the run's recipe and `source` the identity of the model (`{file name: sha256}`); both are
-    filled in by the pipeline, so that `prunekit apply` can refuse a plan made for another model.
+    `digest` is that of the actions as they were planned, so that a plan which was edited since is known as such.
+    `evidence` is what the method decided from, for people and reports: `importance` holds a number per block, and the
+    rest is the method's own. `recipe` is the run's recipe and `source` the identity of the model
+    (`{file name: sha256}`); both are filled in by the pipeline, so that `prunekit apply` can refuse a plan made for
+    another model.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -84,19 +107,35 @@ class PrunePlan(Frozen):
     ratio: float = Field(gt=0, lt=1)
     actions: tuple[Action, ...]
     notes: tuple[str, ...] = ()
+    digest: str | None = None
+    evidence: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     source: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _one_action_per_place(self) -> Self:
-        for path, times in Counter(action.linear for action in self.actions).items():
+        for place, times in Counter(action.place for action in self.actions).items():
             if times > 1:
-                raise ValueError(f"{path} has {times} actions; expected one")
+                raise ValueError(f"{place} has {times} actions; expected one")
         return self
 
     def sparsify(self) -> dict[str, Sparsify]:
         """Linear path -> what to do with it."""
         return {action.linear: action for action in self.actions if isinstance(action, Sparsify)}
+
+    def removed_blocks(self) -> tuple[int, ...]:
+        """Source indices of the blocks that go, ascending."""
+        return tuple(sorted(action.block for action in self.actions if isinstance(action, RemoveBlock)))
+
+    def fingerprint(self) -> str:
+        """sha256 of the actions."""
+        actions = [action.model_dump(mode="json") for action in self.actions]
+        return hashlib.sha256(json.dumps(actions, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def edited(self) -> bool:
+        """Whether the actions are others than those that were planned."""
+        return self.digest is not None and self.digest != self.fingerprint()
 
     def to_json(self) -> str:
         """The plan as indented JSON with a final newline; stable from run to run."""
@@ -104,14 +143,18 @@ class PrunePlan(Frozen):
 
     @classmethod
     def from_json(cls, text: str, *, name: str = "the plan") -> Self:
-        """Read a plan back; raises InputError naming the first thing that is wrong with it."""
+        """Read a plan, or the manifest that holds one; raises InputError naming the first thing that is wrong."""
         try:
-            return cls.model_validate_json(text)
+            content = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{name} is not a prunekit plan: {error}", hint=HINT) from error
+        try:
+            return cls.model_validate_json(json.dumps(content["plan"]) if _holds_a_plan(content) else text)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "top level"
+            where = ".".join(str(part) for part in first["loc"] if part not in KINDS) or "top level"
             problem = first["msg"].removeprefix("Value error, ")
-            raise InputError(f"{name} is not a prunekit plan: {where}: {problem}") from error
+            raise InputError(f"{name} is not a prunekit plan: {where}: {problem}", hint=HINT) from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -119,6 +162,8 @@ class PrunePlan(Frozen):
         try:
             return cls.from_json(path.read_text(encoding="utf-8"), name=str(path))
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"cannot read the plan {path}: {error}", hint="prunekit plan MODEL -o plan.json"
-            ) from error
+            raise InputError(f"cannot read the plan {path}: {error}", hint=HINT) from error
+
+
+def _holds_a_plan(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("plan"), dict)

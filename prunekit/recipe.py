@@ -92,6 +92,10 @@ class Recipe(Frozen):
     pattern: str = Field(
         default="unstructured", description="unstructured, or N:M: keep N of every M consecutive inputs."
     )
+    protect_blocks: str = Field(
+        default="first:1,last:1",
+        description="Blocks that stay where whole blocks go: first:N, last:M and single indices, or none.",
+    )
     allocator: str = Field(default="uniform", description="What turns the ratio into one sparsity per linear.")
     options: dict[str, Any] = Field(default={}, description="The method's own options.")
     allocator_options: dict[str, Any] = Field(default={}, description="The allocator's own options.")
@@ -133,6 +137,15 @@ def method(recipe: Recipe) -> "Method":
 def allocator(recipe: Recipe) -> "Allocator":
     """The allocator with its options; imports it. Raises UsageError as `method` does."""
     return _instance(registry.load(recipe.allocator, "allocator"), recipe.allocator, recipe.allocator_options)
+
+
+def refuse_needless_protection(recipe: Recipe, removes_blocks: bool) -> None:
+    """Raise UsageError when blocks are protected from a method that removes none, or just those that are named."""
+    if recipe.protect_blocks != Recipe.model_fields["protect_blocks"].default and not removes_blocks:
+        raise UsageError(
+            f"{recipe.method} does not choose blocks, so protect_blocks {recipe.protect_blocks} means nothing to it",
+            hint="leave --protect-blocks out",
+        )
 
 
 def refuse_needless_allocator(recipe: Recipe, needs_budget: bool) -> None:

@@ -35,6 +35,7 @@ class Plugin:
     distribution: str
     version: str
     entry: EntryPoint = field(repr=False)
+    needs_ratio: bool = True
     problem: str | None = None
 
     @property
@@ -45,7 +46,11 @@ class Plugin:
 
 def plugins() -> list[Plugin]:
     """All installed plug-ins, methods first, each kind by name; none is imported."""
-    found = [_describe(entry, kind) for kind, group in GROUPS.items() for entry in _entries(group)]
+    return _described([(entry, kind) for kind, group in GROUPS.items() for entry in _entries(group)])
+
+
+def _described(entries: list[tuple[EntryPoint, Kind]]) -> list[Plugin]:
+    found = [_describe(entry, kind) for entry, kind in entries]
     return list(_without_rivals(sorted(found, key=lambda plugin: (plugin.kind != "method", plugin.name))))
 
 
@@ -62,9 +67,10 @@ def is_allocator(name: str) -> bool:
 
 def find(name: str, kind: Kind | None = None) -> Plugin:
     """The plug-in of that name; raises UsageError that offers the nearest name when there is none."""
-    for plugin in plugins():
-        if plugin.name == name and kind in (None, plugin.kind):
-            return plugin
+    kinds: list[Kind] = list(GROUPS) if kind is None else [kind]
+    entries = [(entry, kind) for kind in kinds for entry in _entries(GROUPS[kind]) if entry.name == name]
+    if entries:
+        return _described(entries)[0]
     word, known = kind or "method or allocator", names(kind)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     raise UsageError(
@@ -136,10 +142,10 @@ def _describe(entry: EntryPoint, kind: Kind) -> Plugin:
     distribution, version = _origin(entry)
     try:
         source = _source(entry.module).read_text(encoding="utf-8")
-        summary, paper = _say_of_themselves(source, entry.attr)
+        summary, paper, needs_ratio = _say_of_themselves(source, entry.attr)
     except (LookupError, OSError, ValueError, SyntaxError) as error:
         return Plugin(entry.name, kind, "", "", distribution, version, entry, problem=str(error))
-    return Plugin(entry.name, kind, summary, paper, distribution, version, entry)
+    return Plugin(entry.name, kind, summary, paper, distribution, version, entry, needs_ratio)
 
 
 def _source(module: str) -> Path:
@@ -154,13 +160,21 @@ def _source(module: str) -> Path:
     return Path(spec.origin)
 
 
-def _say_of_themselves(source: str, class_name: str) -> tuple[str, str]:
-    """First docstring line of a class (else of its module), and the string that it assigns to `paper`."""
+def _say_of_themselves(source: str, class_name: str) -> tuple[str, str, bool]:
+    """First docstring line of a class (else of its module), its `paper`, and whether it needs a ratio."""
     tree = ast.parse(source)
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
     docstrings = [ast.get_docstring(node) or "" for node in (*classes, tree)]
     summary = next((text.partition("\n")[0] for text in docstrings if text), "")
-    return summary, next((text for node in classes for text in _strings(node, "paper")), "")
+    paper = next((text for node in classes for text in _strings(node, "paper")), "")
+    return summary, paper, not any(map(_says_no_ratio, classes))
+
+
+def _says_no_ratio(node: ast.ClassDef) -> bool:
+    """Whether the body of a class calls something with `ratio=False`, as in `needs = Needs(ratio=False)`."""
+    calls = [call for part in node.body if isinstance(part, ast.Assign | ast.AnnAssign) for call in ast.walk(part)]
+    given = [word for call in calls if isinstance(call, ast.Call) for word in call.keywords if word.arg == "ratio"]
+    return any(isinstance(word.value, ast.Constant) and word.value.value is False for word in given)
 
 
 def _strings(node: ast.ClassDef, name: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from prunekit import registry, yaml_text
 from prunekit.errors import RecipeError, UsageError
 from prunekit.fields import fault, nearest, shorten
-from prunekit.recipe import FREE, Recipe, leaves
+from prunekit.recipe import FREE, ComputeRecipe, Recipe, leaves
 
 Origin = Literal["flag", "--set", "environment", "recipe", "default"]
 PRECEDENCE: tuple[Origin, ...] = get_args(Origin)
@@ -23,6 +23,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # name of a command-line option -> wha
     "method": ("method",),
     "ratio": ("ratio",),
     "pattern": ("pattern",),
+    "protect_blocks": ("protect_blocks",),
     "allocator": ("allocator",),
     "calib": ("calibration.source",),
     "calib_column": ("calibration.column",),
@@ -62,14 +63,17 @@ def build(
     """The recipe of a run, and where each of its values comes from.
 
     `flags` holds the command-line options that were given, under the names in SETTINGS. `environ` is a whole
-    environment, of which `PRUNEKIT_<OPTION>` is read. With `complete`, only the model may be left open.
-    Raises UsageError, or RecipeError for a file, naming what was found and what was expected.
+    environment, of which `PRUNEKIT_<OPTION>` is read. With `complete`, only the model may be left open, and a file
+    may not let the model's own code run. Raises UsageError, or RecipeError for a file, naming what was found and what
+    was expected.
     """
     given = _from_file(file) | _from_environment(environ or {}) | _from_sets(sets) | _from_flags(flags or {})
     _name_the_method(given)
     recipe = _validate(given)
     registry.find(recipe.allocator, "allocator")
     if complete:
+        _refuse_foreign_trust(recipe, given, f"the recipe {file}")
+    if registry.find(recipe.method, "method").needs_ratio and complete:
         _ = recipe.sparsity
     paths = (*leaves(), *_free_paths(given))
     return recipe, {path: given[path].origin if path in given else "default" for path in paths}
@@ -238,6 +242,26 @@ def _nest(given: Mapping[str, Given]) -> dict[str, Any]:
 
 
 def override(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Recipe:
-    """A recipe that a plan carries, with the settings that are given now put over it."""
+    """A recipe that a plan carries, with the settings that are given now put over it.
+
+    Raises UsageError as `build` does, also when it is the plan alone that lets the model's own code run.
+    """
     carried = {path: Given(value, "recipe", f"the plan's {path}") for path, value in _flatten(recipe, Path("the plan"))}
-    return _validate(carried | _from_flags(flags))
+    given = carried | _from_flags(flags)
+    found = _validate(given)
+    _refuse_foreign_trust(found, given, "the plan")
+    return found
+
+
+def compute(**flags: Any) -> ComputeRecipe:
+    """Where a command without a recipe computes, from some of the options device, dtype and offload."""
+    given = _from_flags({option: value for option, value in flags.items() if value is not None})
+    return _validate({"method": Given(DEFAULT_BASE, "default", "method")} | given).compute
+
+
+def _refuse_foreign_trust(recipe: Recipe, given: Mapping[str, Given], name: str) -> None:
+    """Files come from other people: code that comes with a model runs when the user says so, not when a file does."""
+    if recipe.trust_remote_code and given["trust_remote_code"].origin == "recipe":
+        raise UsageError(
+            f"{name} wants to run code that comes with the model", hint="read it, then add --trust-remote-code"
+        )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import transformers
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -37,7 +38,7 @@ def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
         raise InputError(
             f"transformers cannot build the model of {checkpoint.folder / 'config.json'}: {error}"
         ) from error
-    model.eval().tie_weights()
+    model.eval().requires_grad_(False).tie_weights()
     return model
 
 
@@ -93,11 +94,13 @@ def conversion(skeleton: PreTrainedModel, stored: Mapping[str, TensorInfo]) -> s
     return None
 
 
-def load_whole(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_whole(
+    checkpoint: Checkpoint, *, dtype: torch.dtype | str = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model with its weights, as transformers loads and converts them; raises InputError when they do not fit."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         checkpoint.folder,
-        dtype="auto",
+        dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported below, in our words
         trust_remote_code=trust_remote_code,

@@ -47,6 +47,9 @@ def check_groups(model: PrunableModel, pattern: Pattern) -> None:
 def check_plan(model: PrunableModel, plan: PrunePlan) -> None:
     """Raise InputError unless the plan, which a person may have edited, gives each linear one action it can take."""
     linears, actions = model.linears(), plan.sparsify()
+    if len(actions) < len(plan.actions):
+        other = next(action for action in plan.actions if action.place not in actions)
+        raise InputError(f"the plan wants {other.kind} for {other.place}; {plan.method} only zeroes weights of linears")
     if unknown := next((path for path in actions if path not in linears), None):
         raise InputError(f"the plan names {unknown}, which is no linear of this model")
     if left_out := next((path for path in linears if path not in actions), None):
@@ -73,7 +76,8 @@ def keep_per_row(scores: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
     if count == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     keep = scores > kth_smallest(scores, count)
-    tied = keep.count_nonzero(dim=1) != scores.shape[1] - count
+    kept = keep.view(torch.uint8).sum(dim=1, dtype=torch.int32)  # twice as fast as counting booleans
+    tied = kept != scores.shape[1] - count
     if tied.any():
         keep[tied] = _keep_all_but_first(scores[tied], count)
     return keep
@@ -94,10 +98,19 @@ def keep_per_group(scores: Tensor, pattern: Pattern) -> Tensor:
 
 
 def keep_above_threshold(scores: Tensor, sparsity: float) -> Tensor:
-    """Keep mask that drops every score of the matrix up to the one of rank `int(numel * sparsity)`, that one too."""
+    """Keep mask that drops every score of the matrix up to the one of rank `int(numel * sparsity)`, that one too.
+
+    Of the scores that equal that one, as many stay as the count demands, the last ones: in bfloat16 many weights tie.
+    """
     if sparsity == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    return scores > kth_smallest(scores.flatten(), int(scores.numel() * sparsity) + 1)
+    flat, count = scores.flatten(), int(scores.numel() * sparsity) + 1
+    threshold = kth_smallest(flat, count)
+    keep = flat > threshold
+    surplus = len(flat) - int(keep.count_nonzero()) - count
+    if surplus:
+        keep[(flat == threshold).nonzero()[-surplus:, 0]] = True
+    return keep.view_as(scores)
 
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:
@@ -107,13 +120,20 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
     return values.kthvalue(k, dim=-1, keepdim=True).values
 
 
-def measure_sparsity(model: PrunableModel) -> dict[str, float]:
-    """Linear path -> fraction of its stored weights that are zero, read block by block."""
-    measured: dict[str, float] = {}
-    for block in model.blocks:
+def count_zeros(model: PrunableModel) -> dict[str, int]:
+    """Linear path -> how many of its stored weights are zero, read block by block."""
+    counted: dict[str, int] = {}
+    for block in model.kept:
         names = {f"{linear.path}.weight": linear.path for linear in block.linears}
-        measured |= {names[name]: zero_fraction(tensor) for name, tensor in model.read(names).items()}
-    return measured
+        stored = model.read(names)
+        counted |= {path: stored[name].numel() - int(stored[name].count_nonzero()) for name, path in names.items()}
+    return counted
+
+
+def measure_sparsity(model: PrunableModel) -> dict[str, float]:
+    """Linear path -> fraction of its stored weights that are zero."""
+    linears = model.linears()
+    return {path: zeros / max(1, linears[path].parameters) for path, zeros in count_zeros(model).items()}
 
 
 def zero_fraction(tensor: Tensor) -> float:

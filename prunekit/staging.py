@@ -1,11 +1,18 @@
 """The folder beside the target where a run keeps what it has finished; nothing half-made is ever seen.
 
-.OUT.prunekit/
+.OUT.prunekit/               OUT/.prunekit where nothing can be moved from beside OUT into it, as when OUT is a mount
     lock                 held by the run that is at work, given back by the system however it ends
     signature.json       what the run depends on; another run may go on from here only if it is the same
+    plan.json            what was decided, once it is
     blocks/00003.safetensors   each pruned block, written, synced and renamed before the next begins
+    blocks/outside.safetensors embeddings, norm and head, where a method changed them
+    work/                the state of long work, such as training, from which it can go on
+    hidden/              hidden states that wait on disk; every run makes its own
     probe.safetensors    a short sequence and the pruned model's logits for it
     export/              the model folder being assembled, moved to OUT when it has been verified
+    replaced/            what lay in OUT, while the new files are moved in; it comes back if that is cut short
+    arriving.json        the names of the new files, from when the first may be in OUT
+    old/                 what lay in OUT, once all new files are in place
 """
 
 import errno
@@ -13,16 +20,18 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from prunekit.checkpoint import Copy, read_json, read_metadata, read_safetensors
 from prunekit.errors import InputError, ResourceError, UsageError
+from prunekit.locate import WANTED
 
 try:
     import fcntl
@@ -31,35 +40,58 @@ except ImportError:  # Windows: two runs at once on one target are not noticed
 
 SIGNATURE = "signature.json"
 LOCK = "lock"
+PLAN = "plan.json"
+OUTSIDE = "outside"
+INSIDE = ".prunekit"
+REPLACED = "replaced"
+CONFIG, MANIFEST = "config.json", "prunekit.json"
+NOT_CONTENT = (INSIDE, "lost+found")  # in a folder that counts as empty; the second comes with a fresh disk
+ELSEWHERE = "choose another place with -o"
+
+
+Part = int | Literal["outside"]  # a block by its index, or all that is no block
 
 
 @dataclass
 class Staging:
     """One run's working folder; `open` begins or resumes it, `publish` moves the result into place.
 
-    As a context manager it lets go of the folder at the end: finished blocks stay for the next run, and a folder
-    without any is removed.
+    As a context manager it lets go of the folder at the end: what is `kept` stays for the next run, and a folder
+    without any is removed. An exception that passes through gets an attribute `kept`, which says which it was.
     """
 
-    target: Path
+    target: Path  # as the user calls it
+    place: Path  # where that is, whatever the current directory and symbolic links
     folder: Path
+    source: Path | None = None
     force: bool = False
     resumed: bool = False
     _lock: int | None = None
 
     @classmethod
-    def open(cls, target: Path, signature: Mapping[str, Any], *, force: bool = False, restart: bool = False) -> Self:
-        """Begin a run that will end at `target`, or go on with one that was interrupted.
+    def open(
+        cls,
+        target: Path,
+        signature: Mapping[str, Any],
+        *,
+        source: Path | None = None,
+        force: bool = False,
+        restart: bool = False,
+    ) -> Self:
+        """Begin a run that will end at `target`, or go on with one that was interrupted; `source` is the dense model.
 
-        Raises UsageError when the target is there already, when another run is at work on it, or when an
-        interrupted run had another signature; InputError when the place cannot be written.
+        Raises UsageError when the target may not be written (see `check_target`), when another run is at work on it,
+        or when an interrupted run had another signature; InputError when the place cannot be written.
         """
-        check_target(target, force=force)
-        staging = cls(target, target.parent / f".{target.name}.prunekit", force)
+        check_target(target, source=source, force=force)
+        place = _real(target)
         with storage_errors(target):
+            staging = cls(target, place, _working_folder(place), source, force)
             staging.folder.mkdir(parents=True, exist_ok=True)
             staging._lock = _acquire(staging.folder / LOCK, target)
             try:
+                if staging._put_back():
+                    check_target(target, source=source, force=force)
                 staging.resumed = staging._begin(json.loads(json.dumps(signature)), restart)
             except BaseException:
                 staging.release()
@@ -69,8 +101,13 @@ class Staging:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if not self.finished_blocks():
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._lock is None:  # published, and the folder may be another run's by now
+            return
+        shutil.rmtree(self.hidden, ignore_errors=True)
+        if error is not None:
+            vars(error)["kept"] = self.kept
+        if not self.kept and not (self.folder / REPLACED).is_dir():
             shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
@@ -83,38 +120,63 @@ class Staging:
     def _begin(self, signature: dict[str, Any], restart: bool) -> bool:
         """Whether there is a run to go on with; what it left of an export is dropped."""
         path = self.folder / SIGNATURE
-        shutil.rmtree(self.export_dir, ignore_errors=True)
-        if restart or not path.is_file() or not self.finished_blocks():
-            shutil.rmtree(self.folder / "blocks", ignore_errors=True)
-            (self.folder / "blocks").mkdir()
+        for folder in (self.export_dir, self.hidden, self.folder / "old"):
+            shutil.rmtree(folder, ignore_errors=True)
+        begun = path.is_file() and (self.kept or self.plan_path.is_file())
+        if restart or not begun:
+            for folder in (self.folder / "blocks", self.work):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+            self.plan_path.unlink(missing_ok=True)
             write_atomically(path, json.dumps(signature, indent=2, sort_keys=True) + "\n")
             return False
         _check_signature(read_json(path), signature, self.folder)
         return True
 
     @property
+    def kept(self) -> bool:
+        """Whether there is finished work that another run can go on from."""
+        return bool(self.finished_blocks()) or any(self.work.glob("*"))
+
+    @property
+    def hidden(self) -> Path:
+        """Where hidden states wait on disk; gone when the run ends, for the next one makes them anew."""
+        return self.folder / "hidden"
+
+    @property
     def export_dir(self) -> Path:
         """Where the model folder is assembled before it is moved to the target."""
         return self.folder / "export"
 
-    def block_path(self, index: int) -> Path:
-        """The file of one finished block."""
-        return self.folder / "blocks" / f"{index:05d}.safetensors"
+    @property
+    def plan_path(self) -> Path:
+        """The plan of the run, once it is made."""
+        return self.folder / PLAN
 
-    def has_block(self, index: int) -> bool:
-        """Whether that block was finished, by this run or by the one it resumes."""
-        return self.block_path(index).is_file()
+    @property
+    def work(self) -> Path:
+        """Where long work keeps its state."""
+        return self.folder / "work"
+
+    def block_path(self, part: Part) -> Path:
+        """The file of one finished block, or of what is outside the blocks."""
+        name = f"{part:05d}" if isinstance(part, int) else part
+        return self.folder / "blocks" / f"{name}.safetensors"
+
+    def has_block(self, part: Part) -> bool:
+        """Whether that part was finished, by this run or by the one it resumes."""
+        return self.block_path(part).is_file()
 
     def finished_blocks(self) -> int:
         """How many blocks are finished."""
-        return sum(1 for _ in (self.folder / "blocks").glob("*.safetensors"))
+        return sum(1 for _ in (self.folder / "blocks").glob("[0-9]*.safetensors"))
 
-    def write_block(self, index: int, tensors: Mapping[str, Tensor], notes: Sequence[str] = ()) -> None:
+    def write_block(self, part: Part, tensors: Mapping[str, Tensor], notes: Sequence[str] = ()) -> None:
         """Commit one block and what there was to remark: write, sync, rename.
 
         Raises ResourceError when the disk is full.
         """
-        path = self.block_path(index)
+        path = self.block_path(part)
         with storage_errors(path):
             partial = path.with_suffix(".partial")
             ordered = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
@@ -123,13 +185,13 @@ class Staging:
             os.replace(partial, path)
             sync(path.parent)
 
-    def notes(self, index: int) -> list[str]:
+    def notes(self, part: Part) -> list[str]:
         """What was remarked when a finished block was pruned."""
-        return json.loads(read_metadata(self.block_path(index))["notes"])
+        return json.loads(read_metadata(self.block_path(part))["notes"])
 
-    def read_block(self, index: int, names: list[str], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
-        """The named tensors of a finished block in their stored dtype, or what `copy` makes of them."""
-        return read_safetensors({self.block_path(index): names}, copy)
+    def read_block(self, part: Part, names: list[str], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
+        """The named tensors of a finished part in their stored dtype, or what `copy` makes of them."""
+        return read_safetensors({self.block_path(part): names}, copy)
 
     @property
     def probe_path(self) -> Path:
@@ -145,29 +207,157 @@ class Staging:
             )
 
     def publish(self) -> None:
-        """Move the assembled folder to the target, replacing an old one, and drop the working folder."""
-        check_target(self.target, force=self.force)
+        """Move the assembled folder to the target, replacing what was in it, and drop the working folder.
+
+        Whatever goes wrong before the last file is in place, what was in the target comes back: at once, or, after
+        a kill, with the next run.
+        """
+        check_target(self.target, source=self.source, force=self.force)
         with storage_errors(self.target):
-            replaced = self.folder / "replaced"
-            shutil.rmtree(replaced, ignore_errors=True)
-            if self.target.exists():
-                os.replace(self.target, replaced)
-            os.replace(self.export_dir, self.target)
-            sync(self.target.parent)
+            if self.place.is_dir():
+                self._fill()
+            else:
+                os.replace(self.export_dir, self.place)
+                sync(self.place.parent)
             shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
+    def _fill(self) -> None:
+        """Exchange the files of a folder that stays, as it may be a mount or somebody's current directory."""
+        replaced, old = self.folder / REPLACED, self.folder / "old"
+        try:
+            self._arriving.unlink(missing_ok=True)
+            replaced.mkdir()
+            for path in reversed(_contents(self.place)):
+                os.replace(path, replaced / path.name)
+            new = _contents(self.export_dir)
+            write_atomically(self._arriving, json.dumps([path.name for path in new]))
+            for path in new:
+                os.replace(path, self.place / path.name)
+            sync(self.place)
+            os.replace(replaced, old)
+        except BaseException:
+            self._put_back()
+            raise
 
-def check_target(target: Path, *, force: bool = False) -> None:
-    """Raise UsageError when the target holds something and `force` was not given."""
+    def _put_back(self) -> bool:
+        """Undo an exchange that was cut short, unless all new files are in place; whether there was one."""
+        replaced = self.folder / REPLACED
+        if not replaced.is_dir():
+            return False
+        if self.export_dir.is_dir() and not any(self.export_dir.iterdir()):
+            os.replace(replaced, self.folder / "old")
+            return True
+        self.place.mkdir(parents=True, exist_ok=True)
+        if self._arriving.is_file():
+            for name in json.loads(self._arriving.read_text(encoding="utf-8")):
+                (self.place / name).unlink(missing_ok=True)
+            self._arriving.unlink()
+        for path in _contents(replaced):
+            os.replace(path, self.place / path.name)
+        replaced.rmdir()
+        return True
+
+    @property
+    def _arriving(self) -> Path:
+        return self.folder / "arriving.json"
+
+
+def check_target(target: Path, *, source: Path | None = None, force: bool = False) -> None:
+    """Raise UsageError unless a model can be written to `target` without a loss.
+
+    It may be absent or an empty folder; with `force`, a folder that is a model and nothing else. It may not be, hold
+    or lie in `source`, the model that is read.
+    """
     with storage_errors(target):
-        folder, empty = target.is_dir(), target.is_dir() and not any(target.iterdir())
-        exists = target.exists() or target.is_symlink()
-    if exists and not empty and not (folder and force):
-        elsewhere = "choose another place with -o"
+        place = _real(target)
+        if source is not None:
+            _refuse_source(target, place, _real(source))
+        if not target.is_dir():
+            if target.exists() or target.is_symlink():
+                raise UsageError(f"{target} exists already", hint=ELSEWHERE)
+            return
+        if not _contents(place) or any((folder / REPLACED).is_dir() for folder in _working_folders(place)):
+            return  # the second: an exchange was cut short, which `open` undoes before it looks again
+        lost = _no_part_of_a_model(place)
+    if force and lost:
         raise UsageError(
-            f"{target} exists already", hint=f"add --force to replace it, or {elsewhere}" if folder else elsewhere
+            f"{target} is not a model folder and nothing else: --force would delete {lost}",
+            hint=f"move {lost} away, or {ELSEWHERE}",
         )
+    if not force:
+        only = f"{ELSEWHERE}; --force replaces a model and nothing else, and would delete {lost}"
+        raise UsageError(
+            f"{target} exists already", hint=only if lost else f"add --force to replace it, or {ELSEWHERE}"
+        )
+
+
+def _refuse_source(target: Path, place: Path, source: Path) -> None:
+    within, around = _holds(source, place), _holds(place, source)
+    if within or around:
+        relation = "lies in" if not around else "holds" if not within else "is"
+        raise UsageError(
+            f"{target} {relation} the model that is read, {source}; the result needs a folder of its own",
+            hint=f"choose a place outside, such as -o {source}-pruned",
+        )
+
+
+def _holds(outer: Path, inner: Path) -> bool:
+    """Whether a folder is another one or lies above it, by whatever name."""
+    return outer.exists() and any(path.exists() and path.samefile(outer) for path in (inner, *inner.parents))
+
+
+def _contents(folder: Path) -> list[Path]:
+    """What lies in a folder: weights first and config.json last, for without that one nothing loads it as a model."""
+    found = [path for path in folder.iterdir() if path.name not in NOT_CONTENT]
+    return sorted(found, key=lambda path: (path.name == CONFIG, path.suffix != ".safetensors", path.name))
+
+
+def _no_part_of_a_model(folder: Path) -> str | None:
+    """The name of something in a folder that must not be deleted along with a model.
+
+    With prunekit's manifest every file belongs to the model, with config.json and safetensors every file of a kind
+    that models are made of; a folder never does.
+    """
+    found = _contents(folder)
+    names = {path.name for path in found if path.is_file()}
+    ours = MANIFEST in names
+    model = CONFIG in names and any(name.endswith(".safetensors") for name in names)
+    for path in found:
+        known = ours or (model and any(fnmatch(path.name, kind) for kind in (*WANTED, ".gitattributes")))
+        if path.name not in names or not known:
+            return path.name
+    return None
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads; unlike Path.resolve it bears links in a circle."""
+    return Path(os.path.realpath(path))
+
+
+def _working_folders(place: Path) -> tuple[Path, Path]:
+    """Beside the target, and inside it."""
+    return place.with_name(f".{place.name}{INSIDE}") if place.name else place / INSIDE, place / INSIDE
+
+
+def _working_folder(place: Path) -> Path:
+    """Beside the target; inside where one is at work, or where nothing can be moved into it: a mount, for one."""
+    beside, inside = _working_folders(place)
+    if (beside / REPLACED).is_dir() or not place.is_dir():
+        return beside
+    if inside.is_dir():
+        return inside
+    probe = beside / f"probe-{os.getpid()}"
+    try:
+        probe.mkdir(parents=True)
+        os.replace(probe, inside)
+        inside.rmdir()
+    except OSError:
+        for folder in (probe, beside):  # the second stays when it holds an interrupted run
+            with suppress(OSError):
+                folder.rmdir()
+        return inside
+    return beside
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -197,7 +387,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise ResourceError(
                 f"the disk of {path.parent} is full",
-                hint="free some space, then repeat the command: it goes on where it stopped",
+                hint="free some space, then repeat the command",
             ) from error
         if isinstance(error, OSError):
             raise InputError(

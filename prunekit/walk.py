@@ -76,19 +76,21 @@ class Stream:
         self.batches = batches
         self.offload = offload
         numbers = count()
-        captured = capture(model, batches, lambda hidden: self._keep(hidden, next(numbers)))
+        captured = capture(model, batches, lambda hidden: self.keep(hidden, next(numbers)))
         self.hidden, self.calls, self.answer = captured.hidden, captured.calls, captured.answer
 
-    def run(self, module: nn.Module, block: Block, batch: int) -> Tensor:
-        """The output of a block for one batch; what the block is given is a copy that it may change."""
-        return self.calls[batch][block.index](module, self.hidden[batch].to(self.model.device, copy=True))
+    def run(self, module: nn.Module, block: Block, batch: int, hidden: Tensor | None = None) -> Tensor:
+        """The output of a block for one batch, or for other hidden states in its place; the block gets a copy."""
+        state = self.hidden[batch] if hidden is None else hidden
+        return self.calls[batch][block.index](module, state.to(self.model.device, copy=True))
 
     def advance(self, module: nn.Module, block: Block, batches: Sequence[int] | None = None) -> None:
         """Replace the hidden states of the given batches (default: all) by the block's output for them."""
         for batch in range(len(self.batches)) if batches is None else batches:
-            self.hidden[batch] = self._keep(self.run(module, block, batch), batch)
+            self.hidden[batch] = self.keep(self.run(module, block, batch), batch)
 
-    def _keep(self, hidden: Tensor, batch: int) -> Tensor:
+    def keep(self, hidden: Tensor, batch: int) -> Tensor:
+        """The hidden states of one batch where they shall wait; those that waited there before are lost."""
         if self.offload is None:
             return hidden.to("cpu", copy=True)
         path = self.offload / f"{batch:05d}.bin"
@@ -98,12 +100,15 @@ class Stream:
             path.write_bytes(flat.view(torch.uint8).numpy().data)
         return torch.from_file(str(path), shared=True, size=flat.numel(), dtype=flat.dtype).view(hidden.shape)
 
-    def logits(self, batches: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """Logits (batch, tokens, vocabulary) of some batches, or all, once they have passed the last block."""
+    def logits(self, batches: Sequence[int] | None = None, hidden: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
+        """Logits (batch, tokens, vocabulary) of some batches, or all, once they have passed the last block.
+
+        Of other hidden states than the stream's own when they are given, one tensor per batch.
+        """
         with self.model.outside():
             for batch in range(len(self.batches)) if batches is None else batches:
-                hidden = self.hidden[batch].to(self.model.device)
-                yield logits_of(self.model, self.batches[batch], hidden, self.answer)
+                state = (hidden or self.hidden)[batch].to(self.model.device)
+                yield logits_of(self.model, self.batches[batch], state, self.answer)
 
 
 @torch.no_grad()
@@ -114,11 +119,11 @@ def walk(ctx: Context, statistics: type[S] | None = None, *, sequential: bool = 
     block is visited once per group of linears that share an input, in the order they are called, and each group's
     statistics come from the block as the groups before it left it (SparseGPT's true-sequential).
     """
-    model, samples = ctx.model, [] if statistics is None else split(_calibration(ctx), ctx.batch_size)
+    model, samples = ctx.model, [] if statistics is None else split(calibration_of(ctx), ctx.batch_size)
     stream = Stream(model, [*samples, ctx.probe], ctx.offload)
     known: dict[Hashable, Groups | None] = {}
-    ctx.progress.stage("pruning", len(model.blocks))
-    for block in model.blocks:
+    ctx.progress.stage("pruning", len(model.kept))
+    for block in model.kept:
         with model.block(block.index) as module:
             if model.edits is not None and model.edits.has_block(block.index):
                 for note in model.edits.notes(block.index):
@@ -130,7 +135,7 @@ def walk(ctx: Context, statistics: type[S] | None = None, *, sequential: bool = 
                 else:
                     yield from _visits(stream, module, block, len(samples), statistics, known, sequential)
                 model.commit(block.index, ctx.notes[noted:])
-            last = block.index == len(model.blocks) - 1  # after it only the probe is still wanted
+            last = block is model.kept[-1]  # after it only the probe is still wanted
             stream.advance(module, block, [len(samples)] if last else None)
         ctx.progress.step(block.path)
     if model.edits is not None:
@@ -149,11 +154,31 @@ def logits(
     """Logits (batch, window, vocabulary) of token ids (n, window), in order, with one block in memory at a time."""
     progress = progress or Silent()
     stream = Stream(model, split(ids, batch_size or default_batch_size(ids.shape[1])), offload)
-    for block in model.blocks:
+    for block in model.kept:
         with model.block(block.index) as module:
             stream.advance(module, block)
         progress.step(block.path)
     yield from stream.logits()
+
+
+@torch.no_grad()
+def transitions(ctx: Context) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    """What every kept block makes of every calibration batch: its input and its output (batch, tokens, width)."""
+    stream = Stream(ctx.model, split(calibration_of(ctx), ctx.batch_size), ctx.offload)
+    for block in ctx.model.kept:
+        with ctx.model.block(block.index) as module:
+            for batch in range(len(stream.batches)):
+                before, after = stream.hidden[batch].to(ctx.device), stream.run(module, block, batch)
+                yield block, before, after
+                stream.hidden[batch] = stream.keep(after, batch)
+        ctx.progress.step(block.path)
+
+
+@torch.no_grad()
+def record_probe(ctx: Context) -> None:
+    """Write the logits of the model as it is now, without its removed blocks, to the staging folder."""
+    if ctx.model.edits is not None:
+        ctx.model.edits.write_probe(ctx.probe, next(logits(ctx.model, ctx.probe))[0])
 
 
 def split(ids: Tensor, batch_size: int) -> list[Tensor]:
@@ -166,7 +191,8 @@ def default_batch_size(seq_len: int) -> int:
     return max(1, BATCH_TOKENS // seq_len)
 
 
-def _calibration(ctx: Context) -> Tensor:
+def calibration_of(ctx: Context) -> Tensor:
+    """The calibration set (samples, tokens) of a method that declared that it needs one."""
     if ctx.calibration is None:
         raise RuntimeError("the method asked for statistics without declaring that it needs a calibration set")
     return ctx.calibration

@@ -46,16 +46,23 @@ def open_context(
     model = PrunableModel.open(Checkpoint.open(folder), device="cpu")
     model.edits = None if target is None else Staging.open(target, {})
     ids = token_ids(model) if ids is None else ids
-    ctx = Context(model=model, ratio=ratio, probe=ids[:1, :16], pattern=Pattern.parse(pattern), batch_size=4)
+    ctx = Context(
+        model=model,
+        ratio=ratio if plugin.needs.ratio else 0.0,
+        probe=ids[:1, :16],
+        pattern=Pattern.parse(pattern),
+        batch_size=4,
+    )
     ctx.generator.manual_seed(0)
     ctx.calibration = ids if plugin.needs.calibration else None
     ctx.budget = Uniform().allocate(ctx, ratio) if plugin.needs.budget else None
+    ctx.protected = frozenset({0, len(model.blocks) - 1}) if plugin.needs.blocks else frozenset()
     return ctx
 
 
 def weights(model: PrunableModel) -> dict[str, Tensor]:
-    """All stored tensors of a model with its edits."""
-    return model.read([name for block in model.blocks for name in model.block_tensors(block.index)])
+    """All stored tensors of the blocks that a model has left, with its edits."""
+    return model.read([name for block in model.kept for name in model.block_tensors(block.index)])
 
 
 def prune(folder: Path, method: Method, target: Path, **settings: object) -> dict[str, Tensor]:
@@ -99,7 +106,8 @@ def check_plan_only_reads(method: Method, folder: Path, tmp_path: Path) -> Prune
     assert bytes_of(folder) == files
     assert all(same_bytes(before[name], after[name]) for name in before), "plan changed a weight"
     assert ctx.model.edits is not None and not ctx.model.edits.finished_blocks(), "plan committed a block"
-    assert (plan.method, plan.ratio) == (method.name, ctx.ratio)
+    assert plan.method == method.name
+    assert plan.ratio == ctx.ratio or not method.needs.ratio
     return plan
 
 
@@ -177,8 +185,12 @@ def check_export_loads(method: Method, folder: Path, tmp_path: Path) -> None:
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", output_loading_info=True)
     model, info = loaded
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    state = model.state_dict()
-    assert all(same_bytes(tensor, state[name].to(tensor.dtype)) for name, tensor in weights(ctx.model).items())
+    state, path = model.state_dict(), ctx.model.stack_path
+    assert len(model.get_submodule(path)) == len(ctx.model.kept)
+    for position, block in enumerate(ctx.model.kept):
+        for name, tensor in ctx.model.read(ctx.model.block_tensors(block.index)).items():
+            loaded_as = f"{path}.{position}{name.removeprefix(block.path)}"
+            assert same_bytes(tensor, state[loaded_as].to(tensor.dtype)), f"{name} is not {loaded_as} of the export"
 
 
 def check_allocates(allocator: Allocator, folder: Path, ratio: float, pattern: str = "unstructured") -> None:

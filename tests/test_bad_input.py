@@ -116,7 +116,16 @@ def test_a_command_without_a_model_is_a_usage_error(refused: Refused) -> None:
 def test_a_device_that_is_not_there_is_a_usage_error(device: str, refused: Refused) -> None:
     says = f"device '{device}' is not available here"
     refused("prune", "sample", *WANDA, "--device", device, code=USAGE, says=says, hint="prunekit doctor")
-    refused("eval", "sample", "--device", device, code=USAGE, says=says)
+    refused("eval", "sample", "--device", device, code=USAGE, says=says, hint="prunekit doctor")
+
+
+def test_a_wrong_option_of_eval_is_a_usage_error(refused: Refused) -> None:
+    refused("eval", "sample", "--dtype", "foo", code=USAGE, says="--dtype is foo; expected auto, float32")
+    refused("eval", "sample", "--offload", "foo", code=USAGE, says="--offload is foo; expected memory or disk")
+    says = "device 'foo' is not available here; expected auto, cpu, cuda, cuda:N or mps"
+    refused("eval", "sample", "--device", "foo", code=USAGE, says=says, hint="prunekit doctor")
+    says = "no protocol is called 'foo'; expected one of: sparsegpt, wanda, llm-pruner"
+    refused("eval", "sample", "--protocol", "foo", code=USAGE, says=says, hint="--protocol sparsegpt")
 
 
 RECIPES: dict[str, tuple[bytes, str, str | None]] = {
@@ -236,9 +245,14 @@ def pack(tensors: dict[str, torch.Tensor]) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], int, str, str | None]] = {
     "no folder": (shutil.rmtree, INPUT, "source does not exist", "hub id"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), INPUT, "no config.json", None),
+    "no config": (lambda folder: (folder / "config.json").unlink(), INPUT, "no config.json", "config.json"),
     "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), INPUT, "is not readable JSON", None),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), INPUT, "holds no model.safetensors", None),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        INPUT,
+        "holds no model.safetensors",
+        "fetch",
+    ),
     "truncated": (truncate, INPUT, "model.safetensors is not a complete safetensors file", "fetch"),
     "a tensor is missing": (
         lambda folder: edit_weights(folder, lambda tensors: tensors.pop("model.layers.1.mlp.gate_proj.weight")),
@@ -414,6 +428,40 @@ def test_a_text_that_is_not_there_is_an_input_error(refused: Refused, tiny_llama
     refused("prune", folder, *MAGNITUDE[:4], "--ppl", "no.txt", code=INPUT, says="no such text file or folder: no.txt")
 
 
+def test_a_text_that_was_asked_for_and_fills_no_window_is_an_input_error(
+    refused: Refused, tiny_llama: Model, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text(TEXT)
+    words = ("prune", tiny_llama(), *MAGNITUDE[:4], "--offline", "--ppl")
+    refused(*words, tmp_path / "short.txt", code=INPUT, says="expected at least 128", hint="--no-eval-quick")
+    refused(*words, "wikitext2", code=INPUT, says="wikitext2", hint="--no-eval-quick")
+    (tmp_path / "a.jsonl").write_text('{"a": "1", "b": "2"}\n')
+    refused(*words, tmp_path / "a.jsonl", code=INPUT, says="several columns of text", hint="prunekit eval OUT --ppl")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (MAGNITUDE[:4], "cannot get the data set wikitext2"),
+        ((*WANDA, "--calib", "../short.txt", "--seq-len", "16"), "short.txt has "),
+    ],
+)
+def test_a_text_that_nobody_asked_for_does_not_end_a_run(
+    words: tuple[str, ...], said: str, work: Path, tiny_llama: Model, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text(TEXT * 3)
+    result = run("prune", tiny_llama(), *words, "--offline", "--verify", "off", "-o", "out", "--json")
+    notes = [line for line in result.stderr.splitlines() if "perplexity was not measured" in line]
+    found = json.loads(result.stdout)
+
+    assert result.exit_code == 0, result.stderr
+    assert found["perplexity"] is None
+    assert len(notes) == 1 and said in notes[0]
+    assert notes[0].endswith("; --ppl FILE chooses a text, --no-eval-quick silences this")
+    assert notes == [f"note: {note}" for note in found["notes"] if "perplexity was not measured" in note]
+    assert "short.txt" not in json.dumps(json.loads((work / "out" / "prunekit.json").read_text())["notes"])
+
+
 def test_a_text_in_another_encoding_is_refused_on_standard_input(refused: Refused, tiny_llama: Model) -> None:
     words = ("prune", tiny_llama(), *WANDA, "--calib", "-")
     refused(*words, code=INPUT, says="standard input is not UTF-8: byte 0xff at offset 0", stdin=b"\xff\xfea")
@@ -428,7 +476,9 @@ def test_a_tokenizer_of_another_model_is_an_input_error(refused: Refused, tiny_l
 
 def test_a_plan_that_is_none_is_an_input_error(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
-    refused("apply", tmp_path / "plan.json", code=INPUT, says="plan.json is not a prunekit plan: ")
+    refused(
+        "apply", tmp_path / "plan.json", code=INPUT, says="plan.json is not a prunekit plan: ", hint="prunekit plan"
+    )
     refused("apply", "no.json", code=INPUT, says="cannot read the plan no.json", hint="prunekit plan")
 
 

@@ -29,7 +29,15 @@ STRANGE = "a: [b`c` | #d\n---\n{{ x }} <e>"
 def manifest(spec: str = "org/name@v1", folder: Path = Path("nowhere"), **more: Any) -> Manifest:
     actions = tuple(Sparsify(linear=f"model.layers.{i}.mlp.up_proj", sparsity=s) for i, s in enumerate((0.4, 0.6)))
     linears = {action.linear: LinearResult(weights=1000, zeros=501, sparsity=0.501) for action in actions}
-    result = Result(parameters=123456, weights=2000, zeros=1002, sparsity=0.501, linears=linears)
+    result = Result(
+        parameters=123456,
+        parameters_before=123456,
+        blocks=2,
+        weights=2000,
+        zeros=1002,
+        sparsity=0.501,
+        linears=linears,
+    )
     given = {"recipe": {"allocator": "uniform", "options": {"variant": True}}, "perplexity": PERPLEXITY}
     plan = PrunePlan(method="wanda", ratio=0.5, actions=actions)
     rest = {"plan": plan, "result": result, "calibration": CALIBRATION} | given | more
@@ -56,7 +64,7 @@ def test_front_matter_is_what_the_hub_knows(tmp_path: Path) -> None:
 
 def test_the_figures_are_those_given(tmp_path: Path) -> None:
     text = card(manifest(), tmp_path, verified="full").text
-    assert "1,002 of 2,000 weights are zero (50.10%)" in text
+    assert "1,002 of 2,000 weights of its blocks are zero (50.10%)" in text
     assert "123,456 parameters" in text
     assert "| `wikitext2`, 32 windows of 2048 tokens, protocol `sparsegpt` | 12.35 | 15.20 |" in text
     assert "65,504 predicted tokens" in text

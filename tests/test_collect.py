@@ -150,6 +150,23 @@ def test_a_block_that_breaks_the_promise_of_its_groups_is_collected_call_by_call
 
 
 @torch.no_grad()
+def test_groups_of_another_block_do_not_mix_inputs_that_this_one_keeps_apart() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(2 * x)
+
+    found = run(Apart(), [["a", "b"]])
+
+    assert found["a"].total == pytest.approx(total(BATCHES))
+    assert found["b"].total == pytest.approx(2 * total(BATCHES), rel=1e-5)
+    assert found["a"].times == found["b"].times == len(BATCHES)
+
+
+@torch.no_grad()
 def test_an_input_given_by_name_is_heard() -> None:
     class ByName(nn.Module):
         def __init__(self) -> None:

@@ -36,6 +36,14 @@ def test_a_device_that_is_not_there_is_refused_with_its_name(name: str) -> None:
     assert "doctor" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("name", ["foo", "gpu", "cpu:x"])
+def test_what_is_no_device_is_told_from_one_that_is_absent(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        choose_device(name)
+
+    assert caught.value.message == f"device '{name}' is not available here; expected auto, cpu, cuda, cuda:N or mps"
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 def test_a_cpu_computes_in_float32_whatever_is_stored(dtype: str) -> None:
     assert choose_dtype("auto", torch.device("cpu"), stored(dtype)) == torch.float32

@@ -7,16 +7,27 @@ import pytest
 
 import contract_checks as checks
 from prunekit import registry
+from prunekit.contract import Method
 
 METHODS, ALLOCATORS = registry.names("method"), registry.names("allocator")
+OPTIONS = {  # what a method cannot do without, or is too slow without
+    "layers": {"blocks": "1"},
+    "trsp": {"gate_steps": 3, "epochs": 2, "batch": 2, "hold_out": 0.3},
+}
 Model = Callable[..., Path]
+
+
+def made(name: str) -> Method:
+    """A method as the tests use it."""
+    return registry.load(name).model_validate(OPTIONS.get(name, {}))
+
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_allocator = pytest.mark.parametrize("name", ALLOCATORS)
 
 
 def test_the_methods_and_allocators_that_come_with_prunekit_are_registered() -> None:
-    assert {"magnitude", "wanda", "sparsegpt"} <= set(METHODS)
+    assert {"magnitude", "wanda", "sparsegpt", "layers", "shortgpt", "sleb", "trsp"} <= set(METHODS)
     assert "uniform" in ALLOCATORS
 
 
@@ -44,25 +55,25 @@ def test_every_option_of_an_allocator_has_a_default_and_a_sentence(name: str) ->
 def test_plan_leaves_every_weight_byte_identical_and_survives_json(
     name: str, tiny_llama: Model, tmp_path: Path
 ) -> None:
-    plan = checks.check_plan_only_reads(registry.load(name)(), tiny_llama(), tmp_path / "work")
+    plan = checks.check_plan_only_reads(made(name), tiny_llama(), tmp_path / "work")
     checks.check_plan_survives_json(plan)
 
 
 @each_method
 def test_the_same_settings_give_the_same_plan(name: str, tiny_llama: Model) -> None:
-    checks.check_plan_is_repeatable(registry.load(name)(), tiny_llama())
+    checks.check_plan_is_repeatable(made(name), tiny_llama())
 
 
 @each_method
 def test_a_reloaded_plan_gives_the_same_bytes(name: str, tiny_llama: Model, tmp_path: Path) -> None:
-    checks.check_reloaded_plan_gives_the_same_bytes(registry.load(name)(), tiny_llama(), tmp_path / "work")
+    checks.check_reloaded_plan_gives_the_same_bytes(made(name), tiny_llama(), tmp_path / "work")
 
 
 @each_method
 def test_a_weight_method_changes_the_planned_linears_and_nothing_else(
     name: str, tiny_llama: Model, tmp_path: Path
 ) -> None:
-    checks.check_only_linears_change(registry.load(name)(), tiny_llama(), tmp_path / "work")
+    checks.check_only_linears_change(made(name), tiny_llama(), tmp_path / "work")
 
 
 @each_method
@@ -70,7 +81,7 @@ def test_a_weight_method_changes_the_planned_linears_and_nothing_else(
 def test_the_export_of_a_method_loads_by_plain_from_pretrained(
     name: str, dtype: str, tiny_llama: Model, tmp_path: Path
 ) -> None:
-    checks.check_export_loads(registry.load(name)(), tiny_llama(dtype=dtype), tmp_path / "work")
+    checks.check_export_loads(made(name), tiny_llama(dtype=dtype), tmp_path / "work")
 
 
 @each_allocator

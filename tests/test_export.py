@@ -169,12 +169,42 @@ def test_config_json_is_the_sources_byte_for_byte(tmp_path: Path, tiny_llama: Ca
     assert (tmp_path / "out" / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
-def test_a_patch_changes_its_keys_of_the_config_and_no_other(tmp_path: Path, tiny_llama: Callable[..., Path]) -> None:
-    source = tiny_llama()
-    export(opened(source), tmp_path / "out", patch={"use_cache": False, "name": "größer"})
+def test_without_some_blocks_only_the_keys_that_count_them_change(
+    tmp_path: Path, tiny_llama: Callable[..., Path]
+) -> None:
+    source = tiny_llama(num_hidden_layers=4)
+    model = opened(source)
+    model.removed = frozenset({1, 2})
+    export(model, tmp_path / "out")
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "out"))
-    assert after == before | {"use_cache": False, "name": "größer"}
-    assert list(after) == [*before, "name"]
+    assert list(after) == list(before)
+    assert {key for key in before if before[key] != after[key]} <= {"num_hidden_layers", "layer_types"}
+    assert after["num_hidden_layers"] == 2
+
+
+def test_the_blocks_after_a_removed_one_move_up_and_nothing_else_changes(
+    tmp_path: Path, tiny_llama: Callable[..., Path]
+) -> None:
+    source = tiny_llama(num_hidden_layers=4, max_shard_size="40KB")
+    model = opened(source)
+    model.removed = frozenset({1})
+    export(model, tmp_path / "out", max_shard_size="40KB")
+    before, after = stored(source), stored(tmp_path / "out")
+    places = {0: 0, 2: 1, 3: 2}
+    expected = {name: tensor for name, tensor in before.items() if ".layers." not in name}
+    for old, new in places.items():
+        prefix = f"model.layers.{old}."
+        expected |= {
+            f"model.layers.{new}.{name.removeprefix(prefix)}": tensor
+            for name, tensor in before.items()
+            if name.startswith(prefix)
+        }
+    assert after.keys() == expected.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in expected.items())
+    result = measure(model)
+    assert (result.blocks, result.removed_blocks) == (3, (1,))
+    assert result.parameters == sum(tensor.numel() for tensor in after.values())
+    assert {path.split(".")[2] for path in result.linears} == {"0", "1", "2"}
 
 
 def test_side_files_come_along_and_cards_and_other_weights_do_not(

@@ -14,9 +14,10 @@ LAYERS = tuple(
     row.split()
     for row in (
         "prunekit errors plan progress sample",
-        "checkpoint locate staging structure compute skeleton model statistics text_files text_hub texts token_cache",
+        "checkpoint locate staging structure compute skeleton model statistics loss "
+        "text_files text_hub texts token_cache",
         "contract capture collect",
-        "calibration walk sparsity allocation",
+        "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path training",
         "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",
         "job pipeline",
         "cli __main__",

@@ -14,6 +14,8 @@ from prunekit.plan import PrunePlan, Sparsify
 PATH = "model.layers.0.mlp.up_proj"
 RESULT = Result(
     parameters=300,
+    parameters_before=300,
+    blocks=1,
     weights=100,
     zeros=50,
     sparsity=0.5,

@@ -237,3 +237,62 @@ def test_stored_masks_keep_their_integer_dtype(tmp_path: Path) -> None:
     zero_and_commit(model, 0)
 
     assert torch.equal(load_file(model.edits.block_path(0))["model.layers.0.self_attn.table"], mask)
+
+
+def test_resident_weights_stay_while_blocks_are_entered_and_are_freed_at_the_end(
+    llama: Callable[..., PrunableModel],
+) -> None:
+    model = llama()
+    model.removed = frozenset({1})
+
+    with model.resident():
+        everything = resident(model)
+        with model.block(2), model.outside():
+            pass
+        assert resident(model) == everything
+        assert not {name for name in everything if name.startswith("model.layers.1.")}
+        assert {"model.embed_tokens.weight", "lm_head.weight"} <= everything
+
+    assert not resident(model)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_state_that_was_trained_is_what_the_model_reads_from_then_on(family: str, tmp_path: Path) -> None:
+    model = opened(families.save(family, tmp_path / "m", dtype="bfloat16"))
+    model.edits = Staging.open(tmp_path / "out", {})
+    model.removed = frozenset({1})
+    loaded = model.load(torch.float32)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    state = {name: torch.full_like(tensor, 2.0) for name, tensor in loaded.state_dict().items()}
+
+    model.commit_state(state, ["trained"])
+
+    kept = [name for name in model.tensors if not name.startswith(f"{model.blocks[1].path}.")]
+    changed = {name: tensor for name, tensor in model.read(kept).items() if tensor.is_floating_point()}
+    assert changed and all(tensor.dtype == torch.bfloat16 and (tensor == 2).all() for tensor in changed.values())
+    assert model.edits.notes("outside") == ["trained"]
+    gone = model.block_tensors(1)
+    assert not any((tensor == 2).all() for tensor in model.read(gone).values()), "a removed block is not written"
+
+
+def test_a_trained_model_that_was_loaded_whole_is_exported_with_its_embeddings(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from prunekit.export import export
+
+    model = opened(families.save("gpt_neox", tmp_path / "m"))
+    model.edits = Staging.open(tmp_path / "out", {})
+    model.removed = frozenset({0})
+    state = {name: tensor + 1 for name, tensor in model.load(torch.float32).state_dict().items()}
+    model.commit_state(state)
+
+    export(model, tmp_path / "exported")
+
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)
+    assert torch.equal(found.get_input_embeddings().weight, state["gpt_neox.embed_in.weight"])
+    assert torch.equal(
+        found.get_output_embeddings().weight,
+        state["embed_out.weight" if "embed_out.weight" in state else "lm_head.weight"],
+    )
+    first = found.get_submodule("gpt_neox.layers.0").state_dict()
+    assert all(torch.equal(tensor, state[f"gpt_neox.layers.1.{name}"]) for name, tensor in first.items())

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from prunekit.errors import InputError, UsageError
-from prunekit.plan import Pattern, PrunePlan, Sparsify
+from prunekit.plan import Pattern, PrunePlan, RemoveBlock, Sparsify
 
+ZEROED = {"kind": "sparsify", "linear": "a", "sparsity": 0.5}
+GONE = {"kind": "remove_block", "block": 3}
 PLAN = PrunePlan(
     method="wanda",
     ratio=0.5,
@@ -52,6 +54,29 @@ def test_a_plan_is_read_from_a_file(tmp_path: Path) -> None:
     assert PrunePlan.read(tmp_path / "plan.json") == PLAN
 
 
+def test_a_plan_knows_the_blocks_that_go_and_the_linears_that_lose_weights() -> None:
+    plan = PLAN.model_copy(update={"actions": (*PLAN.actions, RemoveBlock(block=5), RemoveBlock(block=2))})
+
+    assert plan.removed_blocks() == (2, 5)
+    assert plan.sparsify() == PLAN.sparsify()
+    assert PrunePlan.from_json(plan.to_json()) == plan
+
+
+def test_a_plan_knows_that_it_was_edited() -> None:
+    planned = PLAN.model_copy(update={"digest": PLAN.fingerprint()})
+    again = PrunePlan.from_json(planned.to_json())
+    changed = PrunePlan.from_json(planned.to_json().replace('"sparsity": 0.5', '"sparsity": 0.4', 1))
+
+    assert not again.edited and not PLAN.edited
+    assert changed.edited
+
+
+def test_a_manifest_is_read_as_the_plan_that_it_holds() -> None:
+    manifest = json.dumps({"schema_version": 1, "plan": json.loads(PLAN.to_json())})
+
+    assert PrunePlan.from_json(manifest) == PLAN
+
+
 def test_a_plan_finds_its_action_by_linear() -> None:
     actions = PLAN.sparsify()
 
@@ -66,10 +91,13 @@ def test_a_plan_finds_its_action_by_linear() -> None:
         ({"ratio": 1.2}, "ratio: Input should be less than 1"),
         ({"ratio": 0}, "ratio: Input should be greater than 0"),
         ({"schema_version": 99}, "schema_version: Input should be 1"),
-        ({"actions": [{"linear": "a", "sparsity": 1}]}, "actions.0.sparsity: Input should be less than 1"),
-        ({"actions": [{"linear": "a", "sparsity": 0.5, "pattern": "3:2"}]}, "actions.0.pattern: pattern '3:2' is not"),
-        ({"actions": [{"linear": "a", "sparsity": 0.5, "mask": []}]}, "actions.0.mask: Extra inputs"),
-        ({"actions": [{"linear": "a", "sparsity": 0.5}] * 2}, "a has 2 actions; expected one"),
+        ({"actions": [ZEROED | {"sparsity": 1}]}, "actions.0.sparsity: Input should be less than 1"),
+        ({"actions": [ZEROED | {"pattern": "3:2"}]}, "actions.0.pattern: pattern '3:2' is not"),
+        ({"actions": [ZEROED | {"mask": []}]}, "actions.0.mask: Extra inputs"),
+        ({"actions": [ZEROED] * 2}, "a has 2 actions; expected one"),
+        ({"actions": [GONE] * 2}, "block 3 has 2 actions; expected one"),
+        ({"actions": [GONE | {"block": -1}]}, "actions.0.block: Input should be greater than or equal to 0"),
+        ({"actions": [{"kind": "melt"}]}, "actions.0: Input tag 'melt'"),
     ],
 )
 def test_a_plan_with_something_wrong_is_refused_by_the_place(change: dict[str, object], found: str) -> None:

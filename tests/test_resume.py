@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,10 @@ def whole(server: Server, inputs: Path, tmp_path_factory: pytest.TempPathFactory
         ended = server.run(*words(inputs), cwd=folder)
         assert ended.code == 0, ended.stderr
         assert ended.json()["resumed_blocks"] == 0
-    last = ended.changes.index(f"replace {STAGED}/export")
-    assert 20 < last < len(ended.changes), "the test sees the changes of the disk"
-    return Whole(bytes_of(folder / "out"), ended.changes[: last + 1])
+    changes = seen(ended, folder)
+    last = changes.index(f"replace {STAGED}/export")
+    assert 20 < last < len(changes), "the test sees the changes of the disk"
+    return Whole(bytes_of(folder / "out"), changes[: last + 1])
 
 
 @pytest.mark.parametrize(
@@ -232,14 +234,58 @@ def test_another_source_is_refused_by_file(prune: Prune, inputs: Path, whole: Wh
 
 
 def test_force_replaces_what_is_there_and_nothing_else_does(prune: Prune, whole: Whole, tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "mine").write_text("mine")
+    target = old_model(tmp_path)
+    before = bytes_of(target)
     assert prune().code == 2
     killed = prune("--force", at=whole.before(f"replace {STAGED}/export/prunekit.json.partial"))
-    assert killed.code == -signal.SIGKILL and names(target) == ["mine"]
+    assert killed.code == -signal.SIGKILL and bytes_of(target) == before
     assert prune("--force").code == 0
     assert names(tmp_path) == ["out"] and bytes_of(target) == whole.bytes
+
+
+def test_no_moment_of_replacing_a_folder_loses_what_was_in_it(prune: Prune, whole: Whole, tmp_path: Path) -> None:
+    (tmp_path / "seen").mkdir()
+    before = bytes_of(old_model(tmp_path / "seen"))
+    changes = seen(prune("--force", cwd=tmp_path / "seen"), tmp_path / "seen")
+    first, last = changes.index("replace out/config.json"), changes.index(f"replace {STAGED}/replaced")
+    assert last - first > len(before) + len(whole.bytes)
+    for moment in range(first, last + 1):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        target = old_model(folder)
+        assert prune("--force", cwd=folder, at=moment).code == -signal.SIGKILL
+        arrived = bytes_of(target) == whole.bytes
+        assert arrived or bytes_of(target) == before or not (target / "config.json").exists(), changes[moment]
+        if moment % 2:  # another run begins and does not get far
+            ended = prune("--force", "--restart", cwd=folder, at=first - 10, number=signal.SIGINT)
+            assert ended.code == 130 and bytes_of(target) == (whole.bytes if arrived else before), changes[moment]
+        assert prune("--force", "--restart", cwd=folder).code == 0, changes[moment]
+        assert names(folder) == ["out"] and bytes_of(target) == whole.bytes, changes[moment]
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",)])
+@pytest.mark.parametrize("out", ["m", "./m", ".", "m/out"])
+def test_the_source_is_never_the_target(
+    out: str, flags: tuple[str, ...], server: Server, inputs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(inputs / "source", tmp_path / "m")
+    before = bytes_of(tmp_path)
+    ended = server.run(*words(inputs, source="m")[:-1], f"--output={out}", *flags, cwd=tmp_path)
+    assert ended.code == 2 and "the model that is read" in ended.json()["error"]["message"], ended.stdout
+    assert f"-o {tmp_path / 'm'}-pruned" in ended.json()["error"]["hint"]
+    assert bytes_of(tmp_path) == before and names(tmp_path) == ["m"]
+
+
+def test_the_variable_for_force_deletes_no_more_than_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit.cli import main
+
+    monkeypatch.setenv("PRUNEKIT_FORCE", "1")
+    command = ["prunekit", "prune", "sample", "--method=magnitude", "--ratio=0.5", f"--output={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", command)
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and names(tmp_path) == ["mine"]
 
 
 class Disk:
@@ -288,17 +334,45 @@ def test_a_disk_without_room_for_the_hidden_states_is_full_like_any_other(prune:
     assert prune(cwd=disk.folder, offload="disk").code == 0
 
 
+def test_hidden_states_on_disk_go_with_the_run(prune: Prune, whole: Whole, tmp_path: Path) -> None:
+    moment = whole.before(f"replace {STAGED}/blocks/00002.partial")
+    assert prune(offload="disk", at=moment).code == -signal.SIGKILL
+    assert (tmp_path / STAGED / "hidden").is_dir()
+    assert prune(offload="disk", at=moment, number=signal.SIGINT).code == 130
+    assert names(tmp_path) == [STAGED] and not (tmp_path / STAGED / "hidden").exists()
+
+
 def test_a_full_disk_does_not_harm_what_is_to_be_replaced(prune: Prune, whole: Whole, disk: Disk) -> None:
-    target = disk.folder / "out"
-    target.mkdir()
-    (target / "mine").write_text("mine")
+    target = old_model(disk.folder)
+    before = bytes_of(target)
     disk.remount("size=300k")
     assert prune("--force", cwd=disk.folder).code == 5
-    assert names(target) == ["mine"]
+    assert bytes_of(target) == before
     disk.remount("size=4m")
     again = prune("--force", cwd=disk.folder)
     assert (again.code, again.json()["resumed_blocks"]) == (0, BLOCKS)
     assert bytes_of(target) == whole.bytes
+
+
+def test_a_mount_such_as_dockers_is_a_target_like_any_other(
+    server: Server, inputs: Path, whole: Whole, disk: Disk
+) -> None:
+    disk.remount("size=4m")
+    run = partial(server.run, *words(inputs)[:-1], f"--output={disk.folder.name}", cwd=disk.folder.parent)
+    assert run(at=whole.before(f"replace {STAGED}/blocks/00002.partial")).code == -signal.SIGKILL
+    assert names(disk.folder) == [".prunekit"] and names(disk.folder.parent) == [disk.folder.name]
+    again = run()
+    assert again.code == 0 and again.json()["resumed_blocks"] >= 1, again.stderr
+    assert bytes_of(disk.folder) == whole.bytes and names(disk.folder.parent) == [disk.folder.name]
+    assert run().code == 2
+    assert run("--force").code == 0 and bytes_of(disk.folder) == whole.bytes
+
+
+def test_the_current_folder_can_be_the_target(server: Server, inputs: Path, whole: Whole, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    ended = server.run(*words(inputs)[:-1], "--output=.", cwd=tmp_path / "here")
+    assert ended.code == 0 and bytes_of(tmp_path / "here") == whole.bytes
+    assert names(tmp_path) == ["here"]
 
 
 def test_a_place_that_cannot_be_written_is_an_input_error(prune: Prune, disk: Disk) -> None:
@@ -327,3 +401,17 @@ def test_a_folder_without_permission_is_an_input_error(prune: Prune, tmp_path: P
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def seen(ended: Ended, folder: Path) -> list[str]:
+    """The changes of the disk by paths below the folder where the command ran."""
+    return [change.replace(f"{folder}/", "") for change in ended.changes]
+
+
+def old_model(folder: Path) -> Path:
+    """A folder `out` that --force may replace."""
+    target = folder / "out"
+    target.mkdir()
+    for name in ("config.json", "old.safetensors", "tokenizer.json"):
+        (target / name).write_text("old")
+    return target

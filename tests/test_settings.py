@@ -7,7 +7,7 @@ import pytest
 from prunekit import registry, settings
 from prunekit.errors import RecipeError, UsageError
 from prunekit.recipe import leaves
-from prunekit.settings import build, override
+from prunekit.settings import build, compute, override
 
 WANDA = {"method": "wanda", "ratio": "0.5"}
 
@@ -186,6 +186,37 @@ def test_two_allocators_contradict_each_other_unless_the_stronger_place_names_on
         build({"method": "owl", "allocator": "uniform", "ratio": "0.5"})
     recipe, _ = build({"method": "owl", "ratio": "0.5"}, environ={"PRUNEKIT_ALLOCATOR": "uniform"})
     assert recipe.allocator == "owl"
+
+
+RUNS_CODE = "wants to run code that comes with the model"
+
+
+def test_a_recipe_file_alone_does_not_let_the_models_code_run(tmp_path: Path) -> None:
+    file = written(tmp_path, "method: wanda\nratio: 0.5\ntrust_remote_code: true")
+    with pytest.raises(UsageError) as caught:
+        build(file=file)
+    assert caught.value.message == f"the recipe {file} {RUNS_CODE}"
+    assert caught.value.hint == "read it, then add --trust-remote-code"
+    assert build(file=file, complete=False)[0].trust_remote_code, "it can be looked at"
+    assert build({"trust_remote_code": True}, file=file)[0].trust_remote_code
+    assert build(sets=["trust_remote_code=true"], file=file)[0].trust_remote_code
+    assert build(environ={"PRUNEKIT_TRUST_REMOTE_CODE": "1"}, file=file)[0].trust_remote_code
+    assert not build({"trust_remote_code": False}, file=file)[0].trust_remote_code
+
+
+def test_a_plan_alone_does_not_let_the_models_code_run() -> None:
+    carried = {**WANDA, "trust_remote_code": True}
+    with pytest.raises(UsageError, match=f"the plan {RUNS_CODE}"):
+        override(carried, {"device": "cpu"})
+    assert override(carried, {"trust_remote_code": True}).trust_remote_code
+    assert not override(carried, {"trust_remote_code": False}).trust_remote_code
+
+
+def test_a_command_without_a_recipe_has_its_options_checked_in_the_same_words() -> None:
+    found = compute(device="cpu", dtype=None, offload="disk")
+    assert (found.device, found.dtype, found.offload) == ("cpu", "auto", "disk")
+    with pytest.raises(UsageError, match="--dtype is foo; expected auto, float32, bfloat16 or float16"):
+        compute(dtype="foo")
 
 
 def test_the_settings_of_a_plan_can_be_overridden() -> None:

@@ -30,7 +30,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def begin(target: Path, signature: dict[str, Any] = SIGNATURE, **options: bool) -> Staging:
+def begin(target: Path, signature: dict[str, Any] = SIGNATURE, **options: Any) -> Staging:
     return Staging.open(target, signature, **options)
 
 
@@ -42,11 +42,24 @@ def interrupted(target: Path) -> Staging:
     return staging
 
 
+MODEL = ("config.json", "model.safetensors", "prunekit.json")
+
+
+def write_model(folder: Path, content: str = "{}", names: tuple[str, ...] = MODEL) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
+
+
 def publish(target: Path, content: str = "{}", **options: bool) -> None:
     with begin(target, **options) as staging:
         staging.write_block(0, TENSORS)
-        staging.export_dir.mkdir()
-        (staging.export_dir / "config.json").write_text(content, encoding="utf-8")
+        write_model(staging.export_dir, content)
         staging.publish()
 
 
@@ -183,7 +196,7 @@ def test_publishing_moves_the_folder_into_place_and_leaves_nothing_else(target: 
     publish(target)
 
     assert [path.name for path in target.parent.iterdir()] == ["out"]
-    assert [path.name for path in target.iterdir()] == ["config.json"]
+    assert contents(target) == dict.fromkeys(MODEL, "{}")
 
 
 def test_publishing_into_an_empty_folder_needs_no_force(target: Path) -> None:
@@ -205,13 +218,216 @@ def test_an_existing_target_is_refused_and_kept(target: Path) -> None:
 
 def test_force_replaces_an_existing_folder_whole(target: Path) -> None:
     publish(target, "old")
-    (target / "stale").touch()
+    (target / "model-00001-of-00002.safetensors").touch()
 
     publish(target, "new", force=True)
 
-    assert [path.name for path in target.iterdir()] == ["config.json"]
-    assert (target / "config.json").read_text(encoding="utf-8") == "new"
+    assert contents(target) == dict.fromkeys(MODEL, "new")
     assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("names", "lost"),
+    [
+        (("thesis.tex",), "thesis.tex"),
+        (("config.json",), "config.json"),
+        (("config.json", "model.safetensors", "data.csv"), "data.csv"),
+        (("config.json", "model.safetensors", "optimizer.pt"), "optimizer.pt"),
+    ],
+)
+def test_force_deletes_nothing_but_a_model(target: Path, names: tuple[str, ...], lost: str) -> None:
+    write_model(target, "mine", names)
+
+    for force in (True, False):
+        with pytest.raises(UsageError) as caught:
+            begin(target, force=force)
+        assert f"--force would delete {lost}" in caught.value.message or not force
+        assert lost in str(caught.value.hint) and "-o" in str(caught.value.hint)
+    assert contents(target) == dict.fromkeys(names, "mine")
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("names", [MODEL, ("config.json", "model.safetensors", "tokenizer.json", "LICENSE")])
+def test_a_folder_in_a_model_folder_is_no_part_of_it(target: Path, names: tuple[str, ...]) -> None:
+    write_model(target, "old", names)
+    check_target(target, force=True)
+    (target / "results").mkdir()
+
+    with pytest.raises(UsageError, match="--force would delete results"):
+        check_target(target, force=True)
+
+
+def test_all_files_beside_prunekits_manifest_are_its_own(target: Path) -> None:
+    write_model(target, "old", (*MODEL, "logo.png"))
+
+    publish(target, "new", force=True)
+
+    assert contents(target) == dict.fromkeys(MODEL, "new")
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("out", "relation"),
+    [("m", "is"), ("m/../m", "is"), ("link", "is"), ("m/out", "lies in"), (".", "holds"), ("link/out", "lies in")],
+)
+def test_the_model_that_is_read_is_never_the_target(tmp_path: Path, out: str, relation: str, force: bool) -> None:
+    source = write_model(tmp_path / "a" / "m")
+    (tmp_path / "a" / "link").symlink_to("m")
+
+    with pytest.raises(UsageError, match=rf" {relation} the model that is read, .*a/m") as caught:
+        begin(tmp_path / "a" / out, source=source, force=force)
+
+    assert f"-o {source}-pruned" in str(caught.value.hint)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["a", "link", "m", *MODEL]
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("there", ["", "old"], ids=["empty", "model"])
+@pytest.mark.parametrize("killed", [False, True], ids=["failed", "killed"])
+def test_whenever_an_exchange_is_cut_short_what_was_there_comes_back(
+    tmp_path: Path, there: str, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, cut = os.replace, 0
+    for moment in range(20):
+        target = tmp_path / str(moment)
+        target.mkdir()
+        if there:
+            write_model(target, there)
+        staging = begin(target, force=True)
+        staging.write_block(0, TENSORS)
+        write_model(staging.export_dir, "new")
+        counts = iter(range(100))
+
+        def fail(*paths: Any, counts: Iterator[int] = counts, moment: int = moment) -> None:
+            if next(counts) == moment:
+                raise Cut
+            replace(*paths)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", fail)
+            if killed:
+                patch.setattr(Staging, "_put_back", lambda _: False)
+            try:
+                staging.publish()
+            except Cut:
+                cut += 1
+            else:
+                assert contents(target) == dict.fromkeys(MODEL, "new")
+                break
+        arrived = contents(target) == dict.fromkeys(MODEL, "new")
+        assert arrived or not (target / "config.json").exists() or contents(target) == dict.fromkeys(MODEL, there)
+        staging.release()
+        if killed:
+            begin(target, {"recipe": "another"}, restart=True, force=True).release()
+        found = "new" if arrived else there
+        assert contents(target) == (dict.fromkeys(MODEL, found) if found else {})
+    assert cut == (8 if there else 5)
+
+
+def test_an_old_folder_comes_back_also_when_the_target_is_gone(target: Path) -> None:
+    staging = interrupted(target)
+    write_model(staging.folder / "replaced", "old")
+
+    with pytest.raises(UsageError, match="exists already"):
+        begin(target, restart=True)
+
+    assert contents(target) == dict.fromkeys(MODEL, "old")
+
+
+def test_what_somebody_put_into_a_half_filled_folder_stays(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = interrupted(target)
+    (staging.folder / "replaced").mkdir()
+    (staging.folder / "arriving.json").write_text(json.dumps(MODEL))
+    write_model(target, "new", ("model.safetensors", "mine"))
+
+    with pytest.raises(UsageError, match="exists already"):
+        begin(target)
+
+    assert contents(target) == {"mine": "new"}
+
+
+@pytest.fixture(params=["disk", "bind"])
+def mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty folder on which something is mounted: a disk of its own, or a folder from elsewhere on the same one."""
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    how = {"disk": ["-t", "tmpfs", "tmpfs"], "bind": ["--bind", str(tmp_path / "elsewhere")]}[request.param]
+    try:
+        subprocess.run(["mount", *how, str(folder)], check=True, capture_output=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("needs permission to mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
+
+
+def test_a_mount_is_filled_and_works_in_itself(mount: Path) -> None:
+    interrupted(mount)
+    assert [path.name for path in mount.iterdir()] == [".prunekit"]
+    (mount / "lost+found").mkdir()
+
+    assert begin(mount).resumed
+    publish(mount, "old")
+    publish(mount, "new", force=True)
+
+    (mount / "lost+found").rmdir()
+    assert contents(mount) == dict.fromkeys(MODEL, "new")
+    assert not [path.name for path in mount.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_the_current_folder_is_filled_and_stays_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with begin(Path()) as staging:
+        assert staging.folder == tmp_path / ".here.prunekit" and staging.target == Path()
+
+    publish(Path())
+
+    assert contents(Path()) == dict.fromkeys(MODEL, "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    for force in (False, True):
+        with pytest.raises(UsageError, match=r"^\.\. (exists already|is not a model folder)"):
+            check_target(Path(".."), force=force)
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    write_model(tmp_path / "real", "old")
+    (tmp_path / "link").symlink_to("real")
+
+    publish(tmp_path / "link", "new", force=True)
+
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "real") == dict.fromkeys(MODEL, "new")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_interrupted_run_says_whether_anything_is_kept_and_drops_the_hidden_states(target: Path, kept: bool) -> None:
+    staging = begin(target)
+    staging.hidden.mkdir()
+    (staging.hidden / "0").touch()
+    if kept:
+        staging.write_block(0, TENSORS)
+    assert staging.kept == kept
+
+    with pytest.raises(KeyboardInterrupt) as caught, staging:
+        raise KeyboardInterrupt
+
+    assert vars(caught.value)["kept"] == kept == staging.kept
+    assert not staging.hidden.exists() and staging.folder.exists() == kept
+
+
+def test_hidden_states_of_a_killed_run_are_dropped(target: Path) -> None:
+    staging = interrupted(target)
+    staging.hidden.mkdir()
+
+    assert not begin(target).hidden.exists()
 
 
 def test_a_target_that_appeared_meanwhile_is_not_overwritten(target: Path) -> None:

@@ -24,13 +24,14 @@ SIZES = {
     "large": {"hidden_size": 2048, "intermediate_size": 8192, "heads": 16, "vocab_size": 32000, "dtype": "bfloat16"},
     "small": {"hidden_size": 768, "intermediate_size": 2048, "heads": 12, "vocab_size": 16000, "dtype": "float32"},
 }
-RUNS = {"large": [(24, 16, 128), (48, 16, 128)], "small": [(12, 32, 256)]}  # blocks, samples, tokens
+RUNS = {"large": ([24, 48], 16, 128), "small": ([12], 32, 256)}  # blocks, samples, tokens
 METHODS = ("wanda", "sparsegpt", "magnitude")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=SIZES, default="large")
+    parser.add_argument("--blocks", nargs="+", type=int, help="numbers of blocks (default: those of the two runs above)")
     parser.add_argument("--methods", nargs="+", default=["wanda", "sparsegpt"], choices=METHODS)
     parser.add_argument("--repeat", type=int, default=1, help="runs of each; the median is shown")
     parser.add_argument("--folder", type=Path, help="where to put the models (default: a temporary folder)")
@@ -48,7 +49,8 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
     """Print one table per model: seconds, their ratio to `plain`, peak resident memory."""
-    for blocks, samples, tokens in RUNS[arguments.model]:
+    depths, samples, tokens = RUNS[arguments.model]
+    for blocks in arguments.blocks or depths:
         model = folder / f"blocks-{blocks}"
         size = make_model(model, blocks, **SIZES[arguments.model])
         print(f"\n{blocks} blocks, {size / 1e9:.2f} GB of weights, {samples} x {tokens} tokens")

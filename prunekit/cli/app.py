@@ -1,7 +1,7 @@
 """All commands under one name, with one way to fail."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +10,15 @@ from typer.core import TyperGroup
 from prunekit import __version__
 from prunekit.cli import apply, doctor, eval, inspect, methods, plan, prune, recipe, verify
 from prunekit.cli.command import SETTINGS, Command
-from prunekit.cli.failures import reported
+from prunekit.cli.failures import Stopped, reported
+
+
+def known_options(commands: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Every command and the names of its options."""
+    return {
+        name: {option for part in command.params for option in (*part.opts, *part.secondary_opts)}
+        for name, command in commands.items()
+    }
 
 
 class Root(TyperGroup):
@@ -26,12 +34,18 @@ class Root(TyperGroup):
         **extra: Any,
     ) -> Any:
         arguments = sys.argv[1:] if args is None else list(args)
-        with reported(arguments):
+        with reported(arguments, known_options(self.commands)):
             name = prog_name or "prunekit"
             code = super().main(arguments, name, complete_var, False, windows_expand_args, **extra)
-            if code == 130:  # typer's answer to Ctrl-C
+            if code == 130:  # typer's answer to Ctrl-C while it reads the arguments
                 raise KeyboardInterrupt
         sys.exit(code or 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped.by(interrupt) from interrupt
 
 
 app = typer.Typer(

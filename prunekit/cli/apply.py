@@ -22,7 +22,7 @@ PlanFile = Annotated[
 ]
 
 
-@command(options.COMPUTING, options.MEASURING, options.WRITING)
+@command(options.WALKING, options.MEASURING, options.WRITING)
 def apply(
     run: Run,
     plan: PlanFile,
@@ -34,6 +34,7 @@ def apply(
     """Carry out a plan that was made earlier.
 
     MODEL says where the plan's model is now, if it has moved. Options that are given win over the plan's.
+    Code that comes with the model runs only with --trust-remote-code, whatever the plan says.
     """
     if plan == model == "-":
         raise UsageError("PLAN and MODEL cannot both be read from standard input", hint="give one a path")

@@ -7,20 +7,23 @@ from prunekit.cli.command import Run, command
 from prunekit.cli.models import read_models
 from prunekit.cli.outcome import number
 from prunekit.cli.screen import table
+from prunekit.errors import UsageError
 
 EXAMPLES = """
 prunekit eval sample-wanda-50 --baseline sample
 prunekit eval meta-llama/Llama-2-7b-hf --ppl wikitext2 --ppl c4 --protocol wanda
+prunekit eval sample --ppl notes.jsonl --ppl-column body
 prunekit prune sample -m wanda -r 0.5 -q | prunekit eval - --json
 """
 
 
-@command(options.COMPUTING, {"protocol": options.MEASURING["protocol"]})
+@command(options.WALKING, {"protocol": options.MEASURING["protocol"]})
 def eval(
     run: Run,
     models: options.Models,
     baseline: options.Baseline = None,
     ppl: options.Ppls = None,
+    ppl_column: options.PplColumn = None,
     windows: options.Windows = None,
 ) -> None:
     """Measure the perplexity of models, side by side.
@@ -28,7 +31,10 @@ def eval(
     Models larger than memory are read one decoder block at a time. A perplexity depends on the text,
     the protocol and the window; the table states all three.
     """
-    *specs, reference = read_models([*models, baseline or ""])
+    named = [*models, baseline or ""]
+    if "-" in named and "-" in (ppl or ()):
+        raise UsageError("MODEL and --ppl cannot both be read from standard input", hint="give one a path")
+    *specs, reference = read_models(named)
     from prunekit import pipeline
 
     rows = pipeline.evaluate(
@@ -38,6 +44,8 @@ def eval(
         protocol=run.values["protocol"] or "sparsegpt",
         device=run.values["device"] or "auto",
         dtype=run.values["dtype"] or "auto",
+        offload=run.values["offload"] or "memory",
+        column=ppl_column,
         windows=windows,
         offline=run.offline,
         trust_remote_code=bool(run.values["trust_remote_code"]),
@@ -65,5 +73,5 @@ def _cells(model: str, found: dict[str, Any], compared: bool) -> list[str]:
     return [*cells, _ratio(found.get("ratio"))] if compared else cells
 
 
-def _ratio(ratio: float | str | None) -> str:
-    return f"{ratio - 1:+.1%}".replace("%", " %") if isinstance(ratio, int | float) else str(ratio or "")
+def _ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio - 1:+.1%}".replace("%", " %")

@@ -8,15 +8,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import typer
 
 from prunekit.cli.screen import to_json, write
 from prunekit.errors import InputError, PrunekitError, ResourceError, UsageError
 
-RESUMABLE = ("prune", "apply")
-KEPT = "the finished blocks are kept; the same command goes on from them"
+LESS_MEMORY = ("--batch-size 1", "--offload disk", "--mode streaming", "--no-sparsity")
+LESS_DEVICE_MEMORY = ("--batch-size 1", "--device cpu")
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 FALSE = ("", "0", "false", "no", "off", "n", "f")
 
@@ -32,6 +33,17 @@ class Terminated(BaseException):
     """The process was asked to end (SIGTERM)."""
 
 
+class Stopped(BaseException):
+    """Ctrl-C under a name that typer does not know: of a KeyboardInterrupt it would leave nothing but an exit code."""
+
+    @classmethod
+    def by(cls, interrupt: KeyboardInterrupt) -> "Stopped":
+        """The same interruption, with what is known about it."""
+        stopped = cls()
+        vars(stopped).update(vars(interrupt))
+        return stopped
+
+
 class Ended(PrunekitError):
     """What a termination is reported as."""
 
@@ -39,16 +51,29 @@ class Ended(PrunekitError):
     kind = "terminated"
 
 
+@dataclass(frozen=True)
+class Call:
+    """What was typed, and the options of the command that it names."""
+
+    words: Sequence[str] = ()
+    options: Collection[str] = ()
+
+    def could_add(self, choice: str) -> bool:
+        """Whether `--option value` is something that the command takes and that was not typed."""
+        typed = " ".join(self.words).replace("=", " ")
+        return choice.partition(" ")[0] in self.options and f" {choice} " not in f" {typed} "
+
+
 @contextlib.contextmanager
-def reported(arguments: Sequence[str]) -> Iterator[None]:
-    """Report whatever is raised inside, and leave with its exit code."""
+def reported(arguments: Sequence[str], commands: Mapping[str, Collection[str]]) -> Iterator[None]:
+    """Report whatever is raised inside, and leave with its exit code; `commands` holds the options of each."""
     try:
         with _terminable():
             yield
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        failure = explain(error, resumable=bool(set(arguments[:1]) & set(RESUMABLE)))
+        failure = explain(error, Call(arguments, commands.get("".join(arguments[:1]), ())))
         debug = _asked("--debug", arguments) and failure.exit_code == PrunekitError.exit_code
         report(failure, as_json=_asked("--json", arguments), details=_traceback(error) if debug else "")
         sys.exit(failure.exit_code)
@@ -63,22 +88,44 @@ def report(failure: PrunekitError, *, as_json: bool, details: str = "") -> None:
         write(sys.stderr, f"{details}{_coloured('error:', 31)} {failure.message}\n{hint}")
 
 
-def explain(error: BaseException, *, resumable: bool = False) -> PrunekitError:
+def explain(error: BaseException, call: Call | None = None) -> PrunekitError:
     """Any exception as one of prunekit's, with a message for the person at the terminal."""
+    call = call or Call()
+    kept = _what_is_kept(error, call)
+    if isinstance(error, ResourceError):
+        return ResourceError(error.message, hint=_joined(error.hint, kept)) if kept else error
     if isinstance(error, PrunekitError):
         return error
     if isinstance(error, typer.TyperException):
         return _usage(error)
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted", hint=KEPT if resumable else None)
+    if isinstance(error, KeyboardInterrupt | Stopped):
+        return Interrupted("interrupted", hint=kept)
     if isinstance(error, Terminated):
-        return Ended("terminated", hint=KEPT if resumable else None)
+        return Ended("terminated", hint=kept)
     if _is_out_of_memory(error):
-        less = "--batch-size 1 and --offload disk need less memory"
-        return ResourceError(f"out of memory: {_first_line(error)}", hint=f"{KEPT}; {less}" if resumable else less)
+        return ResourceError(f"out of memory: {_first_line(error)}", hint=_joined(kept, _less_memory(error, call)))
     if isinstance(error, OSError) and error.errno is not None:
-        return _storage(error, resumable) or _internal(error)
+        return _storage(error, kept) or _internal(error)
     return _internal(error)
+
+
+def _what_is_kept(error: BaseException, call: Call) -> str | None:
+    """How the run can go on, where the working folder says that it keeps something (see `staging`)."""
+    if not getattr(error, "kept", False):
+        return None
+    same = "the same command without --restart" if _asked("--restart", call.words) else "the same command"
+    return f"the finished blocks are kept; {same} goes on from them"
+
+
+def _less_memory(error: BaseException, call: Call) -> str:
+    """What can be typed to need less of the memory that ran out."""
+    on_device = type(error).__name__ == "OutOfMemoryError" or "MPS" in str(error)
+    choices = [part for part in (LESS_DEVICE_MEMORY if on_device else LESS_MEMORY) if call.could_add(part)]
+    return f"{' or '.join(choices)} needs less memory" if choices else "repeat it where more memory is free"
+
+
+def _joined(*hints: str | None) -> str | None:
+    return "; ".join(filter(None, hints)) or None
 
 
 def _usage(error: typer.TyperException) -> UsageError:
@@ -91,19 +138,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
 
 
-def _storage(error: OSError, resumable: bool) -> PrunekitError | None:
+def _storage(error: OSError, kept: str | None) -> PrunekitError | None:
     """What the operating system says about files; None for its other complaints."""
     where = f" {error.filename}" if error.filename else ""
     if error.errno in FULL:
         return ResourceError(
             f"no space left on the disk{where and f' of{where}'}",
-            hint=f"free some; {KEPT}" if resumable else None,
+            hint=_joined("free some space, then repeat the command", kept),
         )
-    if error.errno == errno.ENOMEM:
-        return ResourceError("out of memory", hint=KEPT if resumable else None)
     if error.filename is None:
         return None
     return InputError(

@@ -83,6 +83,15 @@ PatternOption = Annotated[
         "--pattern",
     ),
 ]
+ProtectBlocks = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "BLOCKS",
+        "Blocks that stay where whole blocks go: first:N,last:M,i,j or none (default first:1,last:1).",
+        "--protect-blocks",
+    ),
+]
 Allocator = Annotated[
     str | None,
     option(
@@ -205,6 +214,9 @@ Ppls = Annotated[
         autocompletion=one_of("sample", "wikitext2", "c4", "ptb"),
     ),
 ]
+PplColumn = Annotated[
+    str | None, option(EVALUATION, "NAME", "Column of the text, where --ppl is a table.", "--ppl-column")
+]
 Windows = Annotated[int | None, option(EVALUATION, "N", "Windows of text at most (default all).", "--windows", min=1)]
 Baseline = Annotated[str | None, option(EVALUATION, "MODEL", "Model that the others are compared with.", "--baseline")]
 
@@ -212,9 +224,18 @@ Baseline = Annotated[str | None, option(EVALUATION, "MODEL", "Model that the oth
 Output = Annotated[
     Path | None, option(EXPORT, "OUT", "Folder to write (default ./MODEL-METHOD-PERCENT).", "-o", "--output")
 ]
-PlanOutput = Annotated[
-    Path | None, option(EXPORT, "FILE", "File to write (default standard output).", "-o", "--output")
+PlanOutput = Annotated[  # no variable: PRUNEKIT_OUTPUT is a folder
+    Path | None,
+    option(
+        EXPORT,
+        "FILE",
+        "File to write (default standard output); it has no variable.",
+        "-o",
+        "--output",
+        envvar=None,
+    ),
 ]
+PlanForce = Annotated[bool, option(EXPORT, None, "Replace FILE even if it is no plan.", "--force")]
 MaxShardSize = Annotated[str | None, option(EXPORT, "SIZE", "Largest weight file (default 5GB).", "--max-shard-size")]
 Verify = Annotated[
     str | None,
@@ -247,10 +268,12 @@ SHOWN: Group = {
 }
 LOADING: Group = {"trust_remote_code": (TrustRemoteCode, None), "offline": (Offline, False)}
 COMPUTING: Group = {"device": (Device, None), "dtype": (Dtype, None), **LOADING}
+WALKING: Group = {**COMPUTING, "offload": (Offload, None)}
 PLANNING: Group = {
     "method": (Method, None),
     "ratio": (Ratio, None),
     "pattern": (PatternOption, None),
+    "protect_blocks": (ProtectBlocks, None),
     "allocator": (Allocator, None),
     "set": (Set, None),
     "recipe": (RecipeFile, None),
@@ -260,8 +283,7 @@ PLANNING: Group = {
     "seq_len": (SeqLen, None),
     "seed": (Seed, None),
     "batch_size": (BatchSize, None),
-    **COMPUTING,
-    "offload": (Offload, None),
+    **WALKING,
 }
 MEASURING: Group = {
     "ppl": (Ppl, None),

@@ -20,8 +20,9 @@ def show(screen: Screen, outcome: "Outcome", model: str) -> None:
 
 def summary(outcome: "Outcome", model: str) -> list[tuple[str, str]]:
     """What was done and measured, in a few words each."""
-    zeros = f"{outcome.sparsity:.2%} of {outcome.weights:,} weights are zero".replace("%", " %")
-    rows = [("pruned", f"{outcome.method}, {outcome.pattern}: {zeros}")]
+    rows = [("pruned", f"{outcome.method}{pruned(outcome)}")]
+    if outcome.removed_blocks:
+        rows.append(("parameters", parameters(outcome)))
     if outcome.perplexity:
         rows.append(("perplexity", perplexity(outcome.perplexity)))
     rows.append(("verified", verification(outcome.verification)))
@@ -33,10 +34,27 @@ def summary(outcome: "Outcome", model: str) -> list[tuple[str, str]]:
     return rows
 
 
+def pruned(outcome: "Outcome") -> str:
+    """`, unstructured: 50.00 % of 4,718,592 weights are zero` or `: blocks 1, 4 and 5 of 12 are gone`."""
+    if gone := outcome.removed_blocks:
+        last = f" and {gone[-1]}" if len(gone) > 1 else ""
+        named = ", ".join(map(str, gone[:-1] or gone)) + last
+        return f": block{'s' * (len(gone) > 1)} {named} of {outcome.blocks + len(gone)} {'are' if last else 'is'} gone"
+    zeros = f"{outcome.sparsity:.2%} of {outcome.weights:,} weights are zero".replace("%", " %")
+    return f", {outcome.pattern}: {zeros}"
+
+
+def parameters(outcome: "Outcome") -> str:
+    """`5,117,184 -> 3,937,536 (-23.1 %)`."""
+    before, after = outcome.parameters_before, outcome.parameters
+    return f"{before:,} -> {after:,}{change(before, after)}"
+
+
 def perplexity(measured: dict[str, Any]) -> str:
     """`12.31 -> 14.02 (+13.9 %) on sample, protocol sparsegpt, 32 windows of 512 tokens`."""
     before, after = measured["before"], measured["after"]
-    where = f"on {measured['set']}, protocol {measured['protocol']}"
+    itself = ", the calibration text itself" if measured.get("calibration_text") else ""
+    where = f"on {measured['set']}{itself}, protocol {measured['protocol']}"
     text = f"{number(before)} -> {number(after)}{change(before, after)} {where}"
     return f"{text}, {measured['windows']} windows of {measured['window']} tokens"
 

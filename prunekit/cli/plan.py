@@ -1,11 +1,13 @@
 """`prunekit plan`: what would be done to a model, as data that can be read, saved and applied."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.cli import options
 from prunekit.cli.command import Run, command
-from prunekit.cli.screen import table
+from prunekit.cli.screen import facts, table
+from prunekit.errors import UsageError
 
 if TYPE_CHECKING:
     from prunekit.plan import PrunePlan, Sparsify
@@ -17,19 +19,29 @@ prunekit plan sample -m wanda -r 0.5 -q | prunekit apply - -o pruned
 
 
 @command(options.PLANNING, options.MEASURING, options.WRITING)
-def plan(run: Run, model: options.Model = None, output: options.PlanOutput = None) -> None:
+def plan(
+    run: Run,
+    model: options.Model = None,
+    output: options.PlanOutput = None,
+    force: options.PlanForce = False,
+) -> None:
     """Decide what would be done to a model, and touch nothing.
 
     Prints the plan as JSON, or with -o the path of the file that holds it. Settings of evaluation and export
     are kept in the plan for the time it is applied.
     """
+    if output is not None:
+        check_output(output, force)
     recipe = run.recipe(model)
     from prunekit import pipeline
     from prunekit.staging import storage_errors, write_atomically
 
     made = pipeline.make_plan(recipe, progress=run.screen.progress(), offline=run.offline)
     run.screen.done()
-    run.screen.show(table("linear", "blocks", "sparsity", "pattern", rows=rows(made), right="blocks,sparsity"))
+    if gone := made.removed_blocks():
+        run.screen.show(facts([("removes", f"blocks {', '.join(map(str, gone))}")]))
+    if made.sparsify():
+        run.screen.show(table("linear", "blocks", "sparsity", "pattern", rows=rows(made), right="blocks,sparsity"))
     if output is None:
         run.screen.result(made.model_dump(mode="json"), made.to_json().rstrip("\n"))
         return
@@ -38,10 +50,32 @@ def plan(run: Run, model: options.Model = None, output: options.PlanOutput = Non
     run.screen.result({"output": str(output)}, str(output))
 
 
+def check_output(file: Path, force: bool) -> None:
+    """Raise UsageError where the plan would replace something else than a plan."""
+    if file.exists() and not file.is_file():
+        raise UsageError(f"{file} is not a file that can be replaced", hint="choose another file with -o")
+    if file.exists() and not force and not _is_plan(file):
+        raise UsageError(
+            f"{file} exists already and is not a plan",
+            hint="choose another file with -o, or add --force to replace it",
+        )
+
+
+def _is_plan(file: Path) -> bool:
+    """Whether a file is a plan and nothing more; a manifest is not, although its plan can be applied."""
+    from prunekit.plan import PrunePlan
+
+    try:
+        PrunePlan.model_validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def rows(made: "PrunePlan") -> Iterable[tuple[str, int, str, str]]:
     """One row per kind of linear: how many blocks have it, and the sparsity they get."""
     kinds: dict[str, list[Sparsify]] = {}
-    for action in made.actions:
+    for action in made.sparsify().values():
         kinds.setdefault(kind_of(action.linear), []).append(action)
     for kind, actions in kinds.items():
         patterns = ", ".join(sorted({action.pattern for action in actions}))

@@ -44,7 +44,10 @@ def verify(run: Run, folder: Folder, against: Against = None, mode: Mode = "auto
     differs from MODEL's that the folder's manifest does not name.
     """
     if mode not in MODES:
-        raise UsageError(f"--mode is {mode}; expected {', '.join(MODES[:-1])} or {MODES[-1]}")
+        raise UsageError(
+            f"--mode is {mode}; expected {', '.join(MODES[:-1])} or {MODES[-1]}",
+            hint="leave --mode out to let prunekit choose",
+        )
     if folder == against == "-":
         raise UsageError("OUT and --against cannot both be read from standard input", hint="give one a path")
     place = _folder(read_model(folder))

@@ -7,25 +7,27 @@ rest is dropped. Every window starts without context: its first token is given, 
 """
 
 import math
-from collections.abc import Iterable
+import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from prunekit import token_cache, walk
 from prunekit.calibration import check_vocabulary, encode, max_positions, tokenizer_identity
-from prunekit.errors import InputError, PrunekitError, UnsupportedError, UsageError
+from prunekit.errors import InputError, UnsupportedError, UsageError
+from prunekit.loss import mean_loss
 from prunekit.model import PrunableModel
 from prunekit.progress import Progress, Silent
 from prunekit.texts import Text, load_text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-CHUNK = 2**24  # logits that are looked at together: 64 MiB in float32
+
+COLUMN = "--ppl-column"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,43 @@ class Perplexity:
         return asdict(self) | {"value": self.value if math.isfinite(self.value) else str(self.value)}
 
 
+@dataclass(frozen=True)
+class Windows:
+    """A text cut by a protocol: token ids (n, w), and where they come from."""
+
+    ids: Tensor
+    set: str
+    revision: str | None
+    split: str
+    protocol: str
+    join: str
+
+    def same_tokens(self, other: "Windows") -> bool:
+        """Whether perplexities on both are comparable: they are on the same tokens, cut in the same way."""
+        return torch.equal(self.ids, other.ids)
+
+    def measure(
+        self,
+        model: PrunableModel,
+        progress: Progress | None = None,
+        offload: Path | None = None,
+        title: str = "perplexity",
+    ) -> Perplexity:
+        """The perplexity of a model on these windows; see `perplexity`."""
+        count, window = self.ids.shape
+        return Perplexity(
+            value=perplexity(model, self.ids, progress, offload, title),
+            set=self.set,
+            revision=self.revision,
+            split=self.split,
+            protocol=self.protocol,
+            join=self.join,
+            window=window,
+            windows=count,
+            tokens=count * (window - 1),
+        )
+
+
 def measure(
     model: PrunableModel,
     tokenizer: "PreTrainedTokenizerBase",
@@ -86,10 +125,31 @@ def measure(
     Raises UsageError for an unknown protocol, InputError for a text that cannot be had or is too short.
     """
     chosen = find_protocol(protocol)
-    text = load_text(set_name, split="evaluation", column=column, offline=offline, progress=progress)
-    ids = _cached_windows(text, tokenizer, chosen, max_positions(model.config), limit)
-    value = perplexity(model, ids, progress)
-    return describe(value, text, chosen, ids)
+    text = read_text(set_name, column=column, offline=offline, progress=progress)
+    return cut(text, model.config, tokenizer, chosen, limit).measure(model, progress)
+
+
+def cut(
+    text: Text,
+    config: "PretrainedConfig",
+    tokenizer: "PreTrainedTokenizerBase",
+    protocol: Protocol,
+    limit: int | None = None,
+) -> Windows:
+    """The first `limit` windows of a text for a model of that config; raises InputError when it fills none."""
+    ids = _cached_windows(text, tokenizer, protocol, max_positions(config), limit)
+    return Windows(ids, text.source, text.revision, text.split, protocol.name, text.separator)
+
+
+def read_text(
+    set_name: str, *, column: str | None = None, offline: bool = False, progress: Progress | None = None
+) -> Text:
+    """The text of a named set or a file; raises InputError when it cannot be had."""
+    try:
+        return load_text(set_name, split="evaluation", column=column, offline=offline, progress=progress)
+    except InputError as error:  # files are read as for calibration, where the option has another name
+        hint = error.hint and error.hint.replace("--calib-column", COLUMN)
+        raise InputError(error.message, hint=hint) from error
 
 
 def _cached_windows(
@@ -110,26 +170,13 @@ def _cached_windows(
     return ids
 
 
-def describe(value: float, text: Text, protocol: Protocol, ids: Tensor) -> Perplexity:
-    """A perplexity over windows (n, w) of a text, with its circumstances."""
-    count, window = ids.shape
-    return Perplexity(
-        value=value,
-        set=text.source,
-        revision=text.revision,
-        split=text.split,
-        protocol=protocol.name,
-        join=text.separator,
-        window=window,
-        windows=count,
-        tokens=count * (window - 1),
-    )
-
-
 def find_protocol(name: str) -> Protocol:
     """The protocol of that name; raises UsageError listing them all."""
     if name not in PROTOCOLS:
-        raise UsageError(f"no protocol is called {name!r}; expected one of: {', '.join(PROTOCOLS)}")
+        raise UsageError(
+            f"no protocol is called {name!r}; expected one of: {', '.join(PROTOCOLS)}",
+            hint="--protocol sparsegpt is the one of most pruning papers",
+        )
     return PROTOCOLS[name]
 
 
@@ -156,37 +203,26 @@ def windows(
 
 
 @torch.no_grad()
-def perplexity(model: PrunableModel, ids: Tensor, progress: Progress | None = None) -> float:
+def perplexity(
+    model: PrunableModel,
+    ids: Tensor,
+    progress: Progress | None = None,
+    offload: Path | None = None,
+    title: str = "perplexity",
+) -> float:
     """Perplexity of windows (n, w), one block of the model in memory at a time; NaN and infinity are answers.
 
-    Raises InputError for a token id outside the model's vocabulary.
+    With `offload`, hidden states wait in files of that folder, which is gone afterwards. Raises InputError for a token
+    id outside the model's vocabulary.
     """
     check_vocabulary(ids, model.config.get_text_config().vocab_size)
     progress = progress or Silent()
-    progress.stage("perplexity", len(model.blocks))
-    return exp_or_inf(mean_loss(walk.logits(model, ids, progress=progress), ids))
-
-
-def mean_loss(logits: Iterable[Tensor], ids: Tensor) -> float:
-    """Mean cross entropy in nats of windows (n, w), from logits in batches (b, w, vocabulary), in order.
-
-    Losses are computed in float32, a bounded number of positions at a time, and summed in float64.
-    """
-    total, done = 0.0, 0
-    for batch in logits:
-        for row, target in zip(batch, ids[done : done + len(batch)], strict=True):
-            total += _loss(row[:-1], target[1:].to(row.device))
-        done += len(batch)
-    if done != len(ids):
-        raise PrunekitError(f"logits came for {done} windows; expected {len(ids)}")
-    return total / (ids.shape[0] * (ids.shape[1] - 1))
-
-
-def _loss(logits: Tensor, target: Tensor) -> float:
-    """Summed cross entropy of positions: logits (t, vocabulary), target (t,)."""
-    rows = max(1, CHUNK // logits.shape[-1])
-    chunks = zip(logits.split(rows), target.split(rows), strict=True)
-    return sum(cross_entropy(a.float(), b, reduction="none").double().sum().item() for a, b in chunks)
+    progress.stage(title, len(model.kept))
+    try:
+        return exp_or_inf(mean_loss(walk.logits(model, ids, offload=offload, progress=progress), ids))
+    finally:
+        if offload is not None:
+            shutil.rmtree(offload, ignore_errors=True)
 
 
 def exp_or_inf(loss: float) -> float:

@@ -48,6 +48,7 @@ def test_without_a_baseline_nothing_is_compared(run: Run, called: dict[str, Any]
 
 def test_options_reach_the_pipeline(run: Run, called: dict[str, Any]) -> None:
     words = ["--ppl", "c4", "--ppl", "ptb", "--protocol", "wanda", "--windows", "3", "--device", "cpu", "--offline"]
+    words += ["--offload", "disk", "--ppl-column", "body"]
     result = run("eval", "one", "two", *words, "--dtype", "float32", "--trust-remote-code")
     called.pop("progress")
 
@@ -59,6 +60,8 @@ def test_options_reach_the_pipeline(run: Run, called: dict[str, Any]) -> None:
         "protocol": "wanda",
         "device": "cpu",
         "dtype": "float32",
+        "offload": "disk",
+        "column": "body",
         "windows": 3,
         "offline": True,
         "trust_remote_code": True,
@@ -80,6 +83,22 @@ def test_an_empty_pipe_ends_with_4_and_no_model_with_2(run: Run, called: dict[st
     assert run("eval", "model", "--windows", "0").exit_code == 2
 
 
+def test_standard_input_is_a_model_or_a_text(run: Run, called: dict[str, Any]) -> None:
+    result = run("eval", "-", "--ppl", "-", stdin="model\n")
+
+    assert result.exit_code == 2
+    assert "MODEL and --ppl cannot both be read from standard input" in result.stderr
+    assert run("eval", "model", "--ppl", "-").exit_code == 0
+
+
+def test_what_cannot_be_compared_is_a_dash(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit import pipeline
+
+    row = {"model": "other", "baseline": False, "perplexity": [{**FOUND, "ratio": None}]}
+    monkeypatch.setattr(pipeline, "evaluate", lambda *_, **__: [ROWS[0], row])
+    assert run("eval", "other", "--baseline", "dense").stdout.splitlines()[-1].split()[-1] == "-"
+
+
 def test_values_that_are_no_numbers_are_shown_as_they_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunekit import pipeline
 
@@ -87,4 +106,4 @@ def test_values_that_are_no_numbers_are_shown_as_they_are(run: Run, monkeypatch:
     monkeypatch.setattr(
         pipeline, "evaluate", lambda *_, **__: [{"model": "m", "baseline": False, "perplexity": [found]}]
     )
-    assert run("eval", "m").stdout.splitlines()[-1].split()[-1] == "nan"
+    assert run("eval", "m").stdout.splitlines()[-1].split()[-2:] == ["nan", "-"]

@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from prunekit import token_cache
-from prunekit.cli.failures import Terminated, explain
-from prunekit.errors import GateFailure, PrunekitError
+from prunekit.cli.app import app, known_options
+from prunekit.cli.failures import Call, Terminated, explain
+from prunekit.errors import GateFailure, PrunekitError, ResourceError
 
 from .conftest import Run
 
@@ -70,14 +73,48 @@ def test_every_exception_has_its_exit_code_and_one_line(
     assert json.loads(as_json.stdout)["error"]["code"] == code
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), Terminated(), MemoryError(), OSError(errno.ENOSPC, "full")])
-def test_a_run_that_was_cut_short_says_that_the_same_command_goes_on(
-    run: Run, failing: Any, error: BaseException
-) -> None:
-    failing(error)
+CUT_SHORT = (KeyboardInterrupt, Terminated, MemoryError, lambda: OSError(errno.ENOSPC, "full"))
+KEPT = "the finished blocks are kept; the same command goes on from them"
 
-    assert "the finished blocks are kept; the same command goes on" in run(*WANDA, "-q").stderr
-    assert "the same command goes on" not in (explain(error, resumable=False).hint or "")
+
+@pytest.mark.parametrize("make", [*CUT_SHORT, lambda: ResourceError("the disk of /out is full", hint="free some")])
+def test_a_run_that_was_cut_short_says_that_the_same_command_goes_on_where_something_is_kept(
+    run: Run, failing: Any, make: Callable[[], BaseException]
+) -> None:
+    error = make()
+    failing(error)
+    assert "kept" not in run(*WANDA, "-q").stderr
+    vars(error)["kept"] = False  # as the working folder leaves it
+    assert "kept" not in run(*WANDA, "-q").stderr
+    vars(error)["kept"] = True
+    assert KEPT in run(*WANDA, "-q").stderr
+    assert "are kept; the same command without --restart goes on" in run(*WANDA, "-q", "--restart").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("prune", "sample"), "--batch-size 1 or --offload disk needs less memory"),
+        (("prune", "sample", "--batch-size=1"), "--offload disk needs less memory"),
+        (("prune", "sample", "--batch-size", "16"), "--batch-size 1 or --offload disk needs less memory"),
+        (("eval", "sample"), "--offload disk needs less memory"),
+        (("apply", "plan.json"), "--offload disk needs less memory"),
+        (("eval", "sample", "--offload", "disk"), "repeat it where more memory is free"),
+        (("verify", "out"), "--mode streaming needs less memory"),
+        (("inspect", "sample"), "--no-sparsity needs less memory"),
+        (("methods",), "repeat it where more memory is free"),
+    ],
+)
+def test_options_that_need_less_memory_are_those_of_the_command(words: tuple[str, ...], hint: str) -> None:
+    options = known_options(typer.main.get_command(app).commands)[words[0]]  # type: ignore[attr-defined]
+    assert explain(MemoryError(), Call(words, options)).hint == hint
+
+
+def test_memory_of_a_device_is_saved_by_other_options() -> None:
+    known = ("--batch-size", "--offload", "--device")
+    assert explain(OutOfMemoryError("CUDA out of memory"), Call((), known)).hint == (
+        "--batch-size 1 or --device cpu needs less memory"
+    )
 
 
 def test_an_internal_error_leaves_its_traceback_in_a_file_and_on_stderr_only_with_debug(run: Run, failing: Any) -> None:

@@ -58,6 +58,54 @@ def test_a_plan_that_cannot_be_written_ends_with_4(run: Run, tmp_path: Path) -> 
     assert "cannot write" in result.stderr
 
 
+@pytest.mark.usefixtures("planned")
+def test_a_plan_does_not_replace_what_is_no_plan(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit import pipeline
+
+    file = tmp_path / "notes.json"
+    file.write_text(json.dumps({"plan": json.loads(PLAN.to_json())}))  # a manifest holds a plan and more
+    before = file.read_text()
+    with monkeypatch.context() as patch:
+        patch.delattr(pipeline, "make_plan")
+        refused = run("plan", "sample", *WANDA, "-o", file)
+        folder = run("plan", "sample", *WANDA, "-o", tmp_path, "--force")
+
+    assert (refused.exit_code, folder.exit_code) == (2, 2)
+    assert f"{file} exists already and is not a plan" in refused.stderr and "--force" in refused.stderr
+    assert f"{tmp_path} is not a file" in folder.stderr
+    assert file.read_text() == before
+    assert run("plan", "sample", *WANDA, "-q", "-o", file, "--force").exit_code == 0
+    assert PrunePlan.read(file) == PLAN
+
+
+@pytest.mark.usefixtures("planned")
+def test_the_variable_of_the_output_folder_is_none_of_plan(run: Run, tmp_path: Path) -> None:
+    result = run("plan", "sample", *WANDA, "-q", PRUNEKIT_OUTPUT=str(tmp_path / "out"))
+
+    assert PrunePlan.from_json(result.stdout) == PLAN
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_alone_does_not_let_the_models_code_run(run: Run, pruned: dict[str, Any]) -> None:
+    trusting = PLAN.model_copy(update={"recipe": {**RECIPE, "trust_remote_code": True}}).to_json()
+    refused = run("apply", "-", "--json", stdin=trusting)
+    error = json.loads(refused.stdout)["error"]
+
+    assert (refused.exit_code, pruned) == (2, {})
+    assert error["message"] == "the plan wants to run code that comes with the model"
+    assert error["hint"] == "read it, then add --trust-remote-code"
+    assert run("apply", "-", "--trust-remote-code", stdin=trusting).exit_code == 0
+    assert pruned["plan"].recipe["trust_remote_code"]
+    pruned.clear()
+    assert run("apply", "-", stdin=trusting, PRUNEKIT_TRUST_REMOTE_CODE="1").exit_code == 0
+    assert pruned["plan"].recipe["trust_remote_code"]
+
+
+def test_hidden_states_of_a_plan_can_wait_on_disk(run: Run, pruned: dict[str, Any]) -> None:
+    assert run("apply", "-", "--offload", "disk", stdin=PLAN.to_json()).exit_code == 0
+    assert pruned["plan"].recipe["compute"]["offload"] == "disk"
+
+
 def test_a_plan_is_applied_with_the_options_given_now_over_its_own(
     run: Run, pruned: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -27,6 +27,29 @@ def test_stdout_is_the_path_of_the_new_folder_and_stderr_the_rest(run: Run, prun
         assert words in result.stderr
 
 
+def test_the_summary_says_when_the_text_was_calibrated_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit import pipeline
+
+    measured = {**OUTCOME["perplexity"], "set": "notes.txt", "calibration_text": True}
+    done = pipeline.Outcome(**{**OUTCOME, "perplexity": measured})
+    monkeypatch.setattr(pipeline, "prune", lambda *_, **__: done)
+
+    assert "on notes.txt, the calibration text itself, protocol sparsegpt" in run("prune", "sample", *WANDA).stderr
+
+
+def test_a_recipe_file_alone_does_not_let_the_models_code_run(run: Run, pruned: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("method: magnitude\nratio: 0.5\ntrust_remote_code: true")
+    words = ("prune", "sample", "--recipe", tmp_path / "recipe.yaml")
+    refused = run(*words)
+
+    assert (refused.exit_code, pruned) == (2, {})
+    assert "recipe.yaml wants to run code that comes with the model" in refused.stderr
+    assert "hint: read it, then add --trust-remote-code" in refused.stderr
+    assert run(*words, "--trust-remote-code").exit_code == 0
+    assert pruned["recipe"].trust_remote_code
+    assert run("recipe", "show", tmp_path / "recipe.yaml").exit_code == 0
+
+
 def test_json_is_one_object_with_the_whole_outcome(run: Run, pruned: dict[str, Any]) -> None:
     result = run("prune", "sample", *WANDA, "--json")
 

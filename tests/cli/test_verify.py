@@ -51,7 +51,8 @@ def test_a_difference_that_the_manifest_does_not_name_ends_with_6(
 
     one, other = tiny_llama(name="one"), tiny_llama(name="other", seed=1)
     plan = PrunePlan(method="wanda", ratio=0.5, actions=())
-    result = Result(parameters=1, weights=1, zeros=0, sparsity=0, linears={})
+    counted = {"parameters": 1, "parameters_before": 1, "blocks": 1, "removed_blocks": ()}
+    result = Result(**counted, weights=1, zeros=0, sparsity=0, linears={})
     source = Source(name="other", kind="folder", files={})
     Manifest.of(source=source, recipe={}, plan=plan, result=result).write(one)
     failed = run("verify", one, "--against", other)

@@ -11,9 +11,20 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from prunekit.checkpoint import Checkpoint
-from prunekit.errors import InputError, PrunekitError, UnsupportedError, UsageError
+from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.evaluate import perplexity as module
-from prunekit.evaluate.perplexity import PROTOCOLS, Perplexity, exp_or_inf, mean_loss, measure, windows
+from prunekit.evaluate.perplexity import (
+    PROTOCOLS,
+    Perplexity,
+    Windows,
+    cut,
+    exp_or_inf,
+    measure,
+    perplexity,
+    read_text,
+    windows,
+)
+from prunekit.loss import mean_loss
 from prunekit.model import PrunableModel
 from prunekit.texts import Text
 
@@ -45,35 +56,6 @@ def direct(folder: Path, text: str, window: int, limit: int | None = None) -> fl
 # --- the mathematics -------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_the_mean_over_windows_of_the_mean_over_positions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 7, 11, generator=generator)
-    ids = torch.randint(11, (5, 7), generator=generator)
-    losses = [
-        sum(-math.log(math.exp(row[t][target[t + 1]]) / row[t].exp().sum()) for t in range(6)) / 6
-        for row, target in zip(logits, ids, strict=True)
-    ]
-    assert mean_loss([logits], ids) == pytest.approx(sum(losses) / 5, rel=1e-6)
-
-
-def test_batches_and_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, ids = torch.randn(5, 9, 13), torch.randint(13, (5, 9))
-    whole = mean_loss([logits], ids)
-    assert mean_loss(iter(logits.split(2)), ids) == pytest.approx(whole, rel=1e-6)
-    monkeypatch.setattr(module, "CHUNK", 40)  # three positions at a time
-    assert mean_loss([logits], ids) == pytest.approx(whole, rel=1e-6)
-
-
-def test_the_loss_of_bfloat16_logits_is_computed_in_float32() -> None:
-    logits, ids = (torch.randn(2, 6, 50) * 4).bfloat16(), torch.randint(50, (2, 6))
-    assert mean_loss([logits], ids) == pytest.approx(mean_loss([logits.double().float()], ids), rel=1e-7)
-
-
-def test_logits_of_too_few_windows_are_an_error() -> None:
-    with pytest.raises(PrunekitError, match="logits came for 2 windows; expected 3"):
-        mean_loss([torch.zeros(2, 4, 5)], torch.zeros(3, 4, dtype=torch.int64))
-
-
 @pytest.mark.parametrize(("bad", "text"), [(math.nan, "nan"), (math.inf, "nan"), (-math.inf, "inf")])
 def test_a_broken_model_has_a_perplexity_that_says_so(bad: float, text: str) -> None:
     ids = torch.zeros(1, 4, dtype=torch.int64)
@@ -92,7 +74,7 @@ def test_a_loss_too_large_for_a_float_is_an_infinite_perplexity() -> None:
 # --- windows ---------------------------------------------------------------------------------------------
 
 
-def cut(tokenizer: Any, protocol: str, positions: int | None, limit: int | None = None, **text: Any) -> torch.Tensor:
+def first(tokenizer: Any, protocol: str, positions: int | None, limit: int | None = None, **text: Any) -> torch.Tensor:
     options = {"source": "t", "revision": None, "documents": [TEXT, TEXT]} | text
     return windows(Text(**options), tokenizer, PROTOCOLS[protocol], positions, limit)
 
@@ -120,34 +102,34 @@ def test_windows_of_the_models_maximum_need_a_maximum() -> None:
 
 def test_windows_are_the_joined_text_without_its_rest(tokenizer: Any) -> None:
     ids = tokenizer(f"{TEXT}\n\n{TEXT}", verbose=False)["input_ids"]
-    found = cut(tokenizer, "sparsegpt", 100)
+    found = first(tokenizer, "sparsegpt", 100)
     assert found.shape == (len(ids) // 100, 100)
     assert found.flatten().tolist() == ids[: found.numel()]
 
 
 def test_the_limit_and_the_sets_own_bound_keep_the_first_windows(tokenizer: Any) -> None:
-    every = cut(tokenizer, "sparsegpt", 50)
-    assert torch.equal(cut(tokenizer, "sparsegpt", 50, limit=3), every[:3])
-    assert torch.equal(cut(tokenizer, "sparsegpt", 50, max_windows=2), every[:2])
-    assert torch.equal(cut(tokenizer, "sparsegpt", 50, limit=1, max_windows=2), every[:1])
-    assert torch.equal(cut(tokenizer, "sparsegpt", 50, limit=10_000), every)
+    every = first(tokenizer, "sparsegpt", 50)
+    assert torch.equal(first(tokenizer, "sparsegpt", 50, limit=3), every[:3])
+    assert torch.equal(first(tokenizer, "sparsegpt", 50, max_windows=2), every[:2])
+    assert torch.equal(first(tokenizer, "sparsegpt", 50, limit=1, max_windows=2), every[:1])
+    assert torch.equal(first(tokenizer, "sparsegpt", 50, limit=10_000), every)
 
 
 def test_a_text_shorter_than_one_window_is_refused(tokenizer: Any) -> None:
     with pytest.raises(InputError, match="expected at least 2048 for one window") as caught:
-        cut(tokenizer, "sparsegpt", None, documents=["short"])
+        first(tokenizer, "sparsegpt", None, documents=["short"])
     assert "llm-pruner" in str(caught.value.hint)
 
 
 def test_less_than_one_window_cannot_be_asked_for(tokenizer: Any) -> None:
     with pytest.raises(UsageError, match="0 windows"):
-        cut(tokenizer, "sparsegpt", 50, limit=0)
+        first(tokenizer, "sparsegpt", 50, limit=0)
 
 
 def test_an_end_of_text_line_is_ordinary_text(tokenizer: Any) -> None:
     document = f"{TEXT}\n<|endoftext|>\n{TEXT}"
     ids = tokenizer(document, verbose=False)["input_ids"]
-    assert cut(tokenizer, "sparsegpt", 50, documents=[document]).flatten().tolist() == ids[: len(ids) // 50 * 50]
+    assert first(tokenizer, "sparsegpt", 50, documents=[document]).flatten().tolist() == ids[: len(ids) // 50 * 50]
 
 
 # --- models ----------------------------------------------------------------------------------------------
@@ -210,6 +192,46 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_llama: Callable[..., Path]
     model = PrunableModel.open(Checkpoint.open(tiny_llama(vocab_size=64)), device="cpu")
     with pytest.raises(InputError, match="vocabulary has 64"):
         measure(model, tokenizer, str(story))
+
+
+def test_hidden_states_that_wait_on_disk_change_nothing_and_leave_nothing(
+    tiny_llama: Callable[..., Path], tokenizer: Any, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PrunableModel.open(Checkpoint.open(tiny_llama()), device="cpu")
+    ids = first(tokenizer, "sparsegpt", 128, limit=3)
+    seen: list[int] = []
+    loss = module.mean_loss
+
+    def count(logits: Any, ids: torch.Tensor) -> float:
+        found = loss(logits, ids)
+        seen.append(len(list((tmp_path / "hidden").iterdir())))
+        return found
+
+    monkeypatch.setattr(module, "mean_loss", count)
+    on_disk = perplexity(model, ids, offload=tmp_path / "hidden")
+    monkeypatch.setattr(module, "mean_loss", loss)
+    assert on_disk == perplexity(model, ids)
+    assert seen == [1] and not (tmp_path / "hidden").exists()
+
+
+def test_windows_are_comparable_when_they_hold_the_same_tokens(tokenizer: Any, story: Path) -> None:
+    from transformers import LlamaConfig
+
+    text = read_text(str(story))
+    config = LlamaConfig(max_position_embeddings=128)
+    one, same = (cut(text, config, tokenizer, PROTOCOLS["sparsegpt"], 2) for _ in range(2))
+    shorter = cut(text, config, tokenizer, PROTOCOLS["sparsegpt"], 1)
+    others = Windows(one.ids + 1, one.set, one.revision, one.split, one.protocol, one.join)
+    assert one.same_tokens(same)
+    assert not one.same_tokens(shorter) and not one.same_tokens(others)
+
+
+def test_a_table_names_the_option_that_chooses_its_column(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": "1", "b": "2"}\n')
+    with pytest.raises(InputError, match="several columns of text") as caught:
+        read_text(str(tmp_path / "a.jsonl"))
+    assert caught.value.hint == "name one with --ppl-column"
+    assert read_text(str(tmp_path / "a.jsonl"), column="b").documents[0] == "2"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -24,9 +24,11 @@ def test_the_weight_at_the_threshold_goes_too(sparsity: float) -> None:
     assert int((~keep_mask(weight, sparsity, UNSTRUCTURED)).sum()) == int(1000 * sparsity) + 1
 
 
-def test_weights_equal_to_the_threshold_all_go() -> None:
+def test_of_weights_equal_to_the_threshold_only_as_many_go_as_the_sparsity_wants_the_first_ones() -> None:
     weight = torch.tensor([[1.0, 1.0, -1.0, 1.0, 5.0, 6.0]])
-    assert keep_mask(weight, 0.2, UNSTRUCTURED).tolist() == [[False] * 4 + [True] * 2]
+    assert keep_mask(weight, 0.2, UNSTRUCTURED).tolist() == [[False] * 2 + [True] * 4]
+    coarse = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert int((~keep_mask(coarse, 0.5, UNSTRUCTURED)).sum()) == 64 * 64 // 2 + 1
 
 
 def test_of_equal_weights_in_a_group_those_to_the_left_go_first() -> None:

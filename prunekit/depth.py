@@ -1,0 +1,124 @@
+"""Depth pruning: which blocks may go, what the model loses without each of them, and taking them out.
+
+A method that drops blocks decides their order; how many go follows from the ratio, and how the folder changes is the
+business of `layer_removal`.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.contract import Context
+from prunekit.errors import InputError
+from prunekit.layer_removal import blocks_to_remove, plan_removal
+from prunekit.loss import summed_loss
+from prunekit.plan import PrunePlan, RemoveBlock
+from prunekit.walk import Stream, calibration_of, record_probe, split
+
+WAITING_BYTES = 2 * 2**30  # hidden states of all candidates that may wait at once
+
+
+def candidates(ctx: Context) -> list[int]:
+    """Indices of the blocks that may go.
+
+    Raises UnsupportedError at once, and not after hours, for a model that no block can be taken out of.
+    """
+    free = [block.index for block in ctx.model.kept if block.index not in ctx.protected]
+    count_removed(ctx)
+    plan_removal(ctx.model, free[:1])
+    return free
+
+
+def count_removed(ctx: Context) -> int:
+    """How many blocks the ratio means; raises UsageError when fewer are free to go."""
+    return blocks_to_remove(ctx.ratio, len(ctx.model.blocks), ctx.protected)
+
+
+def smallest(importance: dict[int, float], count: int) -> list[int]:
+    """The blocks of smallest importance, the least important first; of equals, the earlier one."""
+    return sorted(importance, key=lambda block: (importance[block], block))[:count]
+
+
+def plan_blocks(ctx: Context, method: str, removed: Iterable[int], evidence: dict[str, Any] | None = None) -> PrunePlan:
+    """A plan that removes these blocks; raises UnsupportedError when the config cannot say what is left."""
+    gone = sorted(removed)
+    plan_removal(ctx.model, gone)
+    ratio = ctx.ratio or len(gone) / len(ctx.model.blocks)
+    actions = tuple(RemoveBlock(block=index) for index in gone)
+    return PrunePlan(method=method, ratio=ratio, actions=actions, evidence=evidence or {})
+
+
+def remove_blocks(ctx: Context, plan: PrunePlan) -> None:
+    """Take the plan's blocks out of the model, and record what it computes without them."""
+    gone, depth = plan.removed_blocks(), len(ctx.model.blocks)
+    if len(gone) < len(plan.actions):
+        other = next(action for action in plan.actions if not isinstance(action, RemoveBlock))
+        raise InputError(f"the plan wants {other.kind} for {other.place}; {plan.method} only removes blocks")
+    if not gone or gone[-1] >= depth:
+        raise InputError(f"the plan removes blocks {list(gone)}; expected some of 0 to {depth - 1}")
+    plan_removal(ctx.model, gone)
+    ctx.model.removed = frozenset(gone)
+    record_probe(ctx)
+
+
+def parameters_of(ctx: Context, blocks: Collection[int]) -> tuple[int, int]:
+    """Numbers stored in some blocks, and in all blocks."""
+    sizes = {
+        block.index: sum(
+            torch.Size(ctx.model.tensors[name].shape).numel() for name in ctx.model.block_tensors(block.index)
+        )
+        for block in ctx.model.blocks
+    }
+    return sum(sizes[index] for index in blocks), sum(sizes.values())
+
+
+@torch.no_grad()
+def losses_without(ctx: Context, tried: Collection[int], removed: Collection[int] = ()) -> tuple[dict[int, float], int]:
+    """Mean calibration loss without each of the `tried` blocks in turn, and how many blocks were run per batch.
+
+    One pass serves all: where the main stream meets a candidate, a branch leaves that skips it, so that no block before
+    a candidate is run again for it. Every block is read once per group of batches, so many as may wait in memory.
+    `removed` blocks are out already.
+    """
+    batches = split(calibration_of(ctx), ctx.batch_size)
+    totals = dict.fromkeys(tried, 0.0)
+    forwards = 0
+    for group in _groups(ctx, batches, len(tried)):
+        forwards = _branch(ctx, group, totals, removed)
+    ids = calibration_of(ctx)
+    return {block: total / (ids.shape[0] * (ids.shape[1] - 1)) for block, total in totals.items()}, forwards
+
+
+def _branch(ctx: Context, batches: Sequence[Tensor], totals: dict[int, float], removed: Collection[int]) -> int:
+    """Add the loss of some batches without each block of `totals` to it; returns the number of block forwards."""
+    stream = Stream(ctx.model, batches)
+    places, forwards = range(len(batches)), 0
+    branches: dict[int, list[Tensor]] = {}
+    for block in ctx.model.blocks:
+        if block.index in removed:
+            continue
+        wanted = block.index in totals
+        with ctx.model.block(block.index) as module:
+            for states in branches.values():
+                for batch in places:
+                    states[batch] = stream.run(module, block, batch, states[batch]).cpu()
+            if wanted:
+                branches[block.index] = list(stream.hidden)
+            main = len(branches) < len(totals)
+            if main:
+                stream.advance(module, block)
+        forwards += len(branches) - wanted + main
+    for block, states in branches.items():
+        for batch, found in enumerate(stream.logits(hidden=states)):
+            totals[block] += summed_loss(found, batches[batch])
+    return forwards
+
+
+def _groups(ctx: Context, batches: Sequence[Tensor], branches: int) -> list[list[Tensor]]:
+    """The batches in groups whose hidden states, once per branch and once more, fit WAITING_BYTES."""
+    width = ctx.model.config.get_text_config().hidden_size
+    each = batches[0].numel() * width * ctx.model.dtype.itemsize * (branches + 1)
+    count = max(1, WAITING_BYTES // each)
+    return [list(batches[start : start + count]) for start in range(0, len(batches), count)]

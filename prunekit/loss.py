@@ -1,0 +1,36 @@
+"""The language-model loss of logits that come in batches, computed a bounded number of positions at a time."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from prunekit.errors import PrunekitError
+
+CHUNK = 2**24  # logits that are looked at together: 64 MiB in float32
+
+
+def mean_loss(logits: Iterable[Tensor], ids: Tensor) -> float:
+    """Mean cross entropy in nats of windows (n, w), from logits in batches (b, w, vocabulary), in order.
+
+    Losses are computed in float32 and summed in float64.
+    """
+    total, done = 0.0, 0
+    for batch in logits:
+        total += summed_loss(batch, ids[done : done + len(batch)])
+        done += len(batch)
+    if done != len(ids):
+        raise PrunekitError(f"logits came for {done} windows; expected {len(ids)}")
+    return total / (ids.shape[0] * (ids.shape[1] - 1))
+
+
+def summed_loss(logits: Tensor, ids: Tensor) -> float:
+    """Cross entropy of windows (b, w), summed over their w - 1 predicted tokens, from logits (b, w, vocabulary)."""
+    rows = zip(logits, ids, strict=True)
+    return sum(_loss(row[:-1], target[1:].to(row.device)) for row, target in rows)
+
+
+def _loss(logits: Tensor, target: Tensor) -> float:
+    rows = max(1, CHUNK // logits.shape[-1])  # logits (t, vocabulary), target (t,)
+    chunks = zip(logits.split(rows), target.split(rows), strict=True)
+    return sum(cross_entropy(a.float(), b, reduction="none").double().sum().item() for a, b in chunks)

@@ -1,0 +1,127 @@
+"""TRSP: which blocks close first, what becomes of their gates in stage 2, and that both stages go on after a stop."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import contract_checks as checks
+from prunekit_methods.trsp import ROUNDS, TRSP
+
+Model = Callable[..., Path]
+COUNTING = (torch.arange(24) + torch.arange(8)[:, None]) % 9  # a text that can be learned
+QUICK = {"gate_steps": 4, "epochs": 2, "batch": 2, "hold_out": 0.3, "learning_rate": 1e-2}
+
+
+def idle_block(folder: Path, index: int) -> Path:
+    """Make one block of a model do nothing: its two sums into the residual stream become zero."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        tensors[f"model.layers.{index}.{name}.weight"].zero_()
+    save_file(tensors, path, {"format": "pt"})
+    return folder
+
+
+def test_a_block_that_does_nothing_goes_first(tiny_llama: Model) -> None:
+    folder = idle_block(tiny_llama(num_hidden_layers=5, initializer_range=0.3), 3)
+    method = TRSP(rerank=0, gate_steps=8)
+    plan = method.plan(checks.open_context(folder, method, ratio=0.2))
+    assert plan.removed_blocks() == (3,)
+    last = plan.evidence["rounds"][0]["gates"][-1]
+    assert min(range(5), key=lambda block: last[block]) == 3
+    assert last[0] == last[4] == 1, "protected blocks keep their gates open"
+
+
+def test_of_the_smallest_gates_the_one_without_which_the_loss_is_smallest_goes(tiny_llama: Model) -> None:
+    folder, method = tiny_llama(num_hidden_layers=6, initializer_range=0.3), TRSP(rerank=2, gate_steps=4)
+    plan = method.plan(checks.open_context(folder, method, ratio=0.17))
+    found = plan.evidence["rounds"][0]
+    closest = sorted(range(1, 5), key=lambda block: found["gates"][-1][block])[:2]
+    assert [block for block, _ in found["measured"]] == closest
+    assert found["removed"] == min(found["measured"], key=lambda pair: pair[1])[0]
+
+
+def test_no_two_rounds_choose_the_same_block_and_the_model_is_as_before(tiny_llama: Model) -> None:
+    method = TRSP.model_validate(QUICK)
+    ctx = checks.open_context(tiny_llama(num_hidden_layers=6), method, ratio=0.5)
+    plan = method.plan(ctx)
+    assert len(set(plan.evidence["order"])) == 3 == len(plan.removed_blocks())
+    assert not ctx.model.removed
+    assert all(parameter.is_meta for parameter in ctx.model.skeleton.parameters())
+
+
+def test_a_plan_that_was_interrupted_is_the_plan_that_was_not(tiny_llama: Model, tmp_path: Path) -> None:
+    folder, method = tiny_llama(num_hidden_layers=6), TRSP.model_validate(QUICK)
+    whole = method.plan(checks.open_context(folder, method, ratio=0.5))
+    ctx = checks.open_context(folder, method, ratio=0.33)
+    ctx.work = tmp_path / "work"
+    method.plan(ctx)  # two of the three rounds
+    assert (tmp_path / "work" / ROUNDS).is_file()
+    resumed = checks.open_context(folder, method, ratio=0.5)
+    resumed.work = ctx.work
+    assert method.plan(resumed) == whole
+
+
+@pytest.mark.parametrize("stage2", ["anneal", "paper"])
+def test_stage_two_trains_and_the_export_is_what_was_trained(stage2: str, tiny_llama: Model, tmp_path: Path) -> None:
+    folder, method = tiny_llama(), TRSP.model_validate(QUICK | {"stage2": stage2})
+    before = checks.weights(checks.open_context(folder, method).model)
+    ctx = checks.open_context(folder, method, tmp_path / "out", ids=COUNTING)
+    plan = method.plan(ctx)
+    method.apply(ctx, plan)
+    after = checks.weights(ctx.model)
+    assert {name.split(".")[2] for name in after} == {"0", "3"}
+    assert any("stage 2: held-out loss" in note for note in ctx.notes)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+def test_without_stage_two_every_weight_that_stays_is_the_sources(tiny_llama: Model, tmp_path: Path) -> None:
+    folder, method = tiny_llama(), TRSP.model_validate(QUICK | {"stage2": "none"})
+    before = checks.weights(checks.open_context(folder, method).model)
+    ctx = checks.open_context(folder, method, tmp_path / "out")
+    method.apply(ctx, method.plan(ctx))
+    assert all(torch.equal(before[name], tensor) for name, tensor in checks.weights(ctx.model).items())
+
+
+def test_a_trained_model_is_not_trained_again(
+    tiny_llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = TRSP.model_validate(QUICK)
+    ctx = checks.open_context(tiny_llama(), method, tmp_path / "out")
+    plan = method.plan(ctx)
+    method.apply(ctx, plan)
+    first = checks.weights(ctx.model)
+    monkeypatch.setattr(TRSP, "_train", lambda *_: pytest.fail("trained again"))
+    again = checks.open_context(ctx.model.checkpoint.folder, method)
+    again.model.edits = ctx.model.edits
+    method.apply(again, plan)
+    assert all(torch.equal(first[name], tensor) for name, tensor in checks.weights(again.model).items())
+    assert again.notes == ctx.notes
+
+
+def test_only_neighbours_of_a_chosen_block_are_trained_when_asked(tiny_llama: Model, tmp_path: Path) -> None:
+    method = TRSP.model_validate(QUICK | {"train": "neighbours"})
+    folder = tiny_llama(num_hidden_layers=6)
+    before = checks.weights(checks.open_context(folder, method).model)
+    ctx = checks.open_context(folder, method, tmp_path / "out", ratio=0.17, ids=COUNTING)
+    plan = method.plan(ctx)
+    method.apply(ctx, plan)
+    gone = plan.removed_blocks()[0]
+    changed = {int(n.split(".")[2]) for n, t in checks.weights(ctx.model).items() if not torch.equal(before[n], t)}
+    assert changed == {gone - 1, gone + 1}
+
+
+def test_gates_close_together_or_one_after_the_other() -> None:
+    joint = TRSP(fade=0.5)._course([4, 2], 8)
+    assert [round(joint(update)[4].gate, 2) for update in range(8)] == [1, 0.75, 0.5, 0.25, 0, 0, 0, 0]
+    assert joint(3)[2] == joint(3)[4] and joint(3)[2].penalised and not joint(5)[2].penalised
+    later = TRSP(fade=0.5, order="progressive")._course([4, 2], 8)
+    assert [later(update)[4].gate for update in range(8)] == [1, 0.5, 0, 0, 0, 0, 0, 0]
+    assert [later(update)[2].gate for update in range(8)] == [1, 1, 1, 1, 1, 0.5, 0, 0]
+    assert not later(2)[2].penalised and later(4)[2].penalised
+    paper = TRSP(stage2="paper")._course([4, 2], 8)
+    assert all(paper(update)[2].gate == 1 and paper(update)[2].penalised for update in range(8))

@@ -1,0 +1,39 @@
+"""The loss is the mean over windows of the mean over positions, however the logits come."""
+
+import math
+
+import pytest
+import torch
+
+from prunekit import loss
+from prunekit.errors import PrunekitError
+from prunekit.loss import mean_loss
+
+
+def test_the_loss_is_the_mean_over_windows_of_the_mean_over_positions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, 11, generator=generator)
+    ids = torch.randint(11, (5, 7), generator=generator)
+    losses = [
+        sum(-math.log(math.exp(row[t][target[t + 1]]) / row[t].exp().sum()) for t in range(6)) / 6
+        for row, target in zip(logits, ids, strict=True)
+    ]
+    assert mean_loss([logits], ids) == pytest.approx(sum(losses) / 5, rel=1e-6)
+
+
+def test_batches_and_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, ids = torch.randn(5, 9, 13), torch.randint(13, (5, 9))
+    whole = mean_loss([logits], ids)
+    assert mean_loss(iter(logits.split(2)), ids) == pytest.approx(whole, rel=1e-6)
+    monkeypatch.setattr(loss, "CHUNK", 40)  # three positions at a time
+    assert mean_loss([logits], ids) == pytest.approx(whole, rel=1e-6)
+
+
+def test_the_loss_of_bfloat16_logits_is_computed_in_float32() -> None:
+    logits, ids = (torch.randn(2, 6, 50) * 4).bfloat16(), torch.randint(50, (2, 6))
+    assert mean_loss([logits], ids) == pytest.approx(mean_loss([logits.double().float()], ids), rel=1e-7)
+
+
+def test_logits_of_too_few_windows_are_an_error() -> None:
+    with pytest.raises(PrunekitError, match="logits came for 2 windows; expected 3"):
+        mean_loss([torch.zeros(2, 4, 5)], torch.zeros(3, 4, dtype=torch.int64))

@@ -1,0 +1,165 @@
+"""Training with fading blocks: what the pieces compute, and that an interrupted run ends like an uninterrupted one."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import contract_checks as checks
+from prunekit.capture import capture
+from prunekit.checkpoint import Checkpoint
+from prunekit.model import PrunableModel
+from prunekit.training import STATE, Fade, Fading, Objective, Schedule, Trainer
+
+Model = Callable[..., Path]
+SCHEDULE = Schedule(updates=6, batch=2, micro=1, rate=5e-3, check_every=2, save_every=2)
+
+
+def trainer(source: Path, gone: tuple[int, ...] = (1,), **more: Any) -> Trainer:
+    """A run that closes some gates within the first half, and distils from the dense model."""
+    model = PrunableModel.open(Checkpoint.open(source), device="cpu")
+    student, teacher = model.load(torch.float32), model.load(torch.float32)
+    ids = checks.token_ids(model, samples=8, tokens=16)
+    given: dict[str, Any] = {
+        "objective": Objective(distil=0.5, penalty=1e-3),
+        "schedule": SCHEDULE,
+        "course": lambda update: dict.fromkeys(gone, Fade(max(0.0, 1 - update / 3), penalised=update < 3)),
+        "seed": 0,
+    }
+    return Trainer(
+        student=student,
+        stack_path=model.stack_path,
+        answer=capture(model, [ids[:1]]).answer,
+        teacher=teacher,
+        trained={name: part.requires_grad_() for name, part in student.named_parameters()},
+        ids=ids[2:],
+        held_out=ids[:2],
+        **(given | more),
+    )
+
+
+def weights(run: Trainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in run.student.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    rates = [replace(SCHEDULE, updates=100, warmup=0.1).rate_at(update) for update in range(100)]
+    assert rates.index(max(rates)) == 9
+    assert rates[0] < rates[5] < rates[9] > rates[50] > rates[99] > 0
+
+
+@pytest.mark.parametrize("tuples", [False, True])
+def test_a_fading_block_is_itself_at_one_and_nothing_at_zero(tuples: bool) -> None:
+    class Block(nn.Module):
+        def forward(self, hidden_states: Tensor, scale: float = 2.0) -> Any:
+            return (hidden_states * scale, "rest") if tuples else hidden_states * scale
+
+    x = torch.randn(2, 3, 4)
+    fading = Fading(Block(), lambda hidden: (hidden, "rest") if tuples else hidden, again=False)
+
+    def answer(gate: float) -> Tensor:
+        fading.__dict__.update(gate=gate, norm=2)
+        found = fading(x, scale=3.0)
+        assert isinstance(found, tuple) == tuples
+        return found[0] if tuples else found
+
+    assert torch.equal(answer(1.0), 3 * x)
+    assert torch.allclose(answer(0.5), 2 * x)
+    assert fading.distance.item() == pytest.approx((2 * x).flatten(1).norm(dim=1).mean().item(), rel=1e-6)
+    assert torch.equal(answer(0.0), x)
+    assert fading.distance is None, "a block that is bypassed is not penalised"
+
+
+def test_recomputing_on_the_way_back_changes_no_bit(tiny_llama: Model) -> None:
+    folder = tiny_llama()
+    plain, again = trainer(folder), trainer(folder, recompute=True)
+    plain.run()
+    again.run()
+    assert same(weights(plain), weights(again))
+
+
+def test_training_ends_with_the_state_of_the_best_held_out_loss(tiny_llama: Model) -> None:
+    run = trainer(tiny_llama())
+    dense = weights(run)
+    run.run()
+    assert [update for update, _ in run.history] == [0, 2, 4, 6]
+    assert run.best == min(loss for _, loss in run.history)
+    assert run.held_out_loss(gate=0.0) == pytest.approx(run.best, rel=1e-6)
+    assert not same(dense, weights(run)), "nothing was trained"
+
+
+def test_training_that_only_hurts_leaves_the_model_as_it_was(tiny_llama: Model) -> None:
+    run = trainer(tiny_llama(), schedule=replace(SCHEDULE, rate=10.0))
+    dense = weights(run)
+    run.run()
+    assert run.best == run.history[0][1] < run.history[-1][1]
+    assert same(dense, weights(run))
+
+
+@pytest.mark.parametrize("at", [2, 3, 5])
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(at: int, tiny_llama: Model, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    class Stopper:
+        def __init__(self) -> None:
+            self.steps = 0
+
+        def stage(self, title: str, total: int) -> None: ...
+        def note(self, text: str) -> None: ...
+        def step(self, text: str = "") -> None:
+            self.steps += 1
+            if self.steps == at:
+                raise Stop
+
+    folder = tiny_llama()
+    whole = trainer(folder)
+    whole.run()
+    with pytest.raises(Stop):
+        trainer(folder, folder=tmp_path / "state", progress=Stopper()).run()
+    resumed = trainer(folder, folder=tmp_path / "state")
+    resumed.run()
+    assert same(weights(whole), weights(resumed))
+    assert resumed.history == whole.history
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [STATE]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_best_state(tiny_llama: Model) -> None:
+    notes: list[str] = []
+
+    class Listener:
+        def stage(self, title: str, total: int) -> None: ...
+        def step(self, text: str = "") -> None: ...
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    run = trainer(tiny_llama(), progress=Listener())
+    dense, course = weights(run), run.course
+    run.course = lambda update: dict.fromkeys(course(0), Fade(math.nan)) if update == 1 else course(update)
+    run.run()
+    assert run.update == 1 and same(dense, weights(run))
+    assert notes == ["update 1: the loss is nan; the best state so far is kept"]
+
+
+def test_every_epoch_shows_every_sequence_once_in_an_order_of_its_own(tiny_llama: Model) -> None:
+    run = trainer(tiny_llama())
+    epochs = []
+    for epoch in range(2):
+        rows = []
+        for place in range(3):
+            run.update = 3 * epoch + place
+            rows += run._rows().tolist()
+        epochs.append(rows)
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(run.ids.tolist())
+    assert epochs[0] != epochs[1]
+    assert json.dumps(epochs[0]) != json.dumps(run.ids.tolist())
