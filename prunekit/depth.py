@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunekit.contract import Context
-from prunekit.errors import InputError
+from prunekit.errors import InputError, UnsupportedError
 from prunekit.layer_removal import blocks_to_remove, plan_removal
 from prunekit.loss import summed_loss
 from prunekit.plan import PrunePlan, RemoveBlock
@@ -27,8 +27,15 @@ def candidates(ctx: Context) -> list[int]:
     """
     free = [block.index for block in ctx.model.kept if block.index not in ctx.protected]
     count_removed(ctx)
-    plan_removal(ctx.model, free[:1])
-    return free
+    refused: UnsupportedError | None = None
+    for index in free:  # which blocks can go may depend on which do: one that can is enough to begin with
+        try:
+            plan_removal(ctx.model, [index])
+            return free
+        except UnsupportedError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
 
 
 def count_removed(ctx: Context) -> int:

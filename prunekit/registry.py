@@ -6,7 +6,7 @@ plug-in that cannot be imported harms nobody. Only `load` imports, and only the 
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.machinery import ModuleSpec, PathFinder
@@ -46,10 +46,14 @@ class Plugin:
 
 def plugins() -> list[Plugin]:
     """All installed plug-ins, methods first, each kind by name; none is imported."""
-    return _described([(entry, kind) for kind, group in GROUPS.items() for entry in _entries(group)])
+    return _described(found for kind in GROUPS for found in _of_kind(kind))
 
 
-def _described(entries: list[tuple[EntryPoint, Kind]]) -> list[Plugin]:
+def _of_kind(kind: Kind) -> list[tuple[EntryPoint, Kind]]:
+    return [(entry, kind) for entry in _entries(GROUPS[kind])]
+
+
+def _described(entries: Iterable[tuple[EntryPoint, Kind]]) -> list[Plugin]:
     found = [_describe(entry, kind) for entry, kind in entries]
     return list(_without_rivals(sorted(found, key=lambda plugin: (plugin.kind != "method", plugin.name))))
 
@@ -67,10 +71,9 @@ def is_allocator(name: str) -> bool:
 
 def find(name: str, kind: Kind | None = None) -> Plugin:
     """The plug-in of that name; raises UsageError that offers the nearest name when there is none."""
-    kinds: list[Kind] = list(GROUPS) if kind is None else [kind]
-    entries = [(entry, kind) for kind in kinds for entry in _entries(GROUPS[kind]) if entry.name == name]
-    if entries:
-        return _described(entries)[0]
+    entries = [found for each in (GROUPS if kind is None else (kind,)) for found in _of_kind(each)]
+    if called := [(entry, each) for entry, each in entries if entry.name == name]:
+        return _described(called)[0]
     word, known = kind or "method or allocator", names(kind)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     raise UsageError(
