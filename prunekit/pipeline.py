@@ -74,6 +74,7 @@ def prune(
     _check_target(target, recipe, force)
     started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
+    _ = job.windows  # a text for the perplexity that cannot be had is found out before anything long begins
     with Staging.open(
         target, job.signature(), source=job.model.checkpoint.folder, force=force, restart=restart
     ) as staging:

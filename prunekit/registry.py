@@ -71,8 +71,8 @@ def is_allocator(name: str) -> bool:
 
 def find(name: str, kind: Kind | None = None) -> Plugin:
     """The plug-in of that name; raises UsageError that offers the nearest name when there is none."""
-    entries = [found for each in (GROUPS if kind is None else (kind,)) for found in _of_kind(each)]
-    if called := [(entry, each) for entry, each in entries if entry.name == name]:
+    kinds = tuple(GROUPS) if kind is None else (kind,)
+    if called := [found for each in kinds for found in _of_kind(each) if found[0].name == name]:
         return _described(called)[0]
     word, known = kind or "method or allocator", names(kind)
     near = get_close_matches(name, known, n=1, cutoff=0.5)

@@ -31,7 +31,7 @@ METHODS = ("wanda", "sparsegpt", "magnitude")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=SIZES, default="large")
-    parser.add_argument("--blocks", nargs="+", type=int, help="numbers of blocks (default: those of the two runs above)")
+    parser.add_argument("--blocks", nargs="+", type=int, help="numbers of blocks (default: those above)")
     parser.add_argument("--methods", nargs="+", default=["wanda", "sparsegpt"], choices=METHODS)
     parser.add_argument("--repeat", type=int, default=1, help="runs of each; the median is shown")
     parser.add_argument("--folder", type=Path, help="where to put the models (default: a temporary folder)")

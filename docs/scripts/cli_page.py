@@ -25,8 +25,8 @@ Standard output carries exactly the result: the path of the new folder, a table,
 most every ten seconds. `NO_COLOR` takes the colours away, and nothing ever asks a question.
 
 Every option but the `-o` of `plan` can also be given as a variable: `PRUNEKIT_SEQ_LEN=512` is `--seq-len 512`. Where a
-setting is given more than once, a flag wins over `--set`, `--set` over a variable, a variable over the recipe, and the recipe over the
-default; `prunekit recipe show` tells where each value comes from.
+setting is given more than once, a flag wins over `--set`, `--set` over a variable, a variable over the recipe, and the
+recipe over the default; `prunekit recipe show` tells where each value comes from.
 
 MODEL is a hub id, `id@revision`, a local folder, `sample`, or `-`: then the path comes from standard input, as the
 first line or as the `output` of a JSON object.
