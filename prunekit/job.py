@@ -227,7 +227,6 @@ class Job:
             "batch_size": recipe["calibration"]["batch_size"],
             "device": str(self.model.device),
             "dtype": str(self.model.dtype),
-            "threads": torch.get_num_threads(),
             "plug_ins": self.plug_ins(),
             "versions": versions(),
         }

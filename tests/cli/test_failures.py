@@ -174,7 +174,8 @@ def test_errors_of_prunekit_pass_unchanged() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_with_its_code(tmp_path: Path, number: signal.Signals, code: int) -> None:
     program = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from prunekit.cli import main\n"
         "import prunekit.cli.methods as methods\n"
         "methods.registry.plugins = lambda: (print('ready', file=sys.stderr, flush=True), time.sleep(60))\n"
