@@ -70,17 +70,6 @@ def remove_blocks(ctx: Context, plan: PrunePlan) -> None:
     record_probe(ctx)
 
 
-def parameters_of(ctx: Context, blocks: Collection[int]) -> tuple[int, int]:
-    """Numbers stored in some blocks, and in all blocks."""
-    sizes = {
-        block.index: sum(
-            torch.Size(ctx.model.tensors[name].shape).numel() for name in ctx.model.block_tensors(block.index)
-        )
-        for block in ctx.model.blocks
-    }
-    return sum(sizes[index] for index in blocks), sum(sizes.values())
-
-
 @torch.no_grad()
 def losses_without(ctx: Context, tried: Collection[int], removed: Collection[int] = ()) -> tuple[dict[int, float], int]:
     """Mean calibration loss without each of the `tried` blocks in turn, and how many blocks were run per batch.

@@ -92,7 +92,7 @@ class Job:
             protected=protected_blocks(recipe.protect_blocks, len(self.model.blocks)),
             generator=torch.Generator().manual_seed(recipe.seed),
             progress=self.progress,
-            offload=staging.folder / "hidden" if staging and recipe.compute.offload == "disk" else None,
+            offload=staging.hidden if staging and recipe.compute.offload == "disk" else None,
             work=staging.work if staging else None,
         )
 

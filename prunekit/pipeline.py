@@ -75,9 +75,8 @@ def prune(
     started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
     _ = job.windows  # a text for the perplexity that cannot be had is found out before anything long begins
-    with Staging.open(
-        target, job.signature(), source=job.model.checkpoint.folder, force=force, restart=restart
-    ) as staging:
+    source = job.model.checkpoint.folder
+    with Staging.open(target, job.signature(), source=source, force=force, restart=restart) as staging:
         return _carry_out(job, _planned(job, staging), staging, started)
 
 
@@ -112,9 +111,8 @@ def apply_plan(
     if job.method.needs.budget:
         check_plan(job.model, plan)
     plan = plan.model_copy(update={"recipe": recipe.model_dump(mode="json"), "ratio": planned_ratio(job.model, plan)})
-    with Staging.open(
-        target, job.signature(plan), source=job.model.checkpoint.folder, force=force, restart=restart
-    ) as staging:
+    source = job.model.checkpoint.folder
+    with Staging.open(target, job.signature(plan), source=source, force=force, restart=restart) as staging:
         return _carry_out(job, plan, staging, started)
 
 
@@ -209,8 +207,7 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> O
     resumed = staging.finished_blocks()
     before = job.quick_perplexity(staging, pruned=False)
     ctx = job.context(staging)
-    for note in plan.notes:
-        ctx.notes.append(note)
+    ctx.notes.extend(plan.notes)
     job.method.apply(ctx, plan)
     after = job.quick_perplexity(staging, pruned=True)
     result = count(job.model)

@@ -41,7 +41,6 @@ except ImportError:  # Windows: two runs at once on one target are not noticed
 SIGNATURE = "signature.json"
 LOCK = "lock"
 PLAN = "plan.json"
-OUTSIDE = "outside"
 INSIDE = ".prunekit"
 REPLACED = "replaced"
 CONFIG, MANIFEST = "config.json", "prunekit.json"

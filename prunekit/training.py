@@ -27,7 +27,6 @@ from prunekit.progress import Progress
 
 Course = Callable[[int], dict[int, "Fade"]]  # update -> every fading block's part in it
 STATE = "training.safetensors"
-BEST = "best.safetensors"
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -173,21 +172,24 @@ class Trainer:
 
     def _loss(self, ids: Tensor, blocks: dict[int, Fading]) -> Tensor:
         """The objective on some sequences (b, tokens)."""
-        with self._precision():
-            logits = self.student(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+        logits = self._logits(self.student, ids)
         loss = (1 - self.objective.distil) * cross_entropy(logits, ids[:, 1:].flatten())
         if self.teacher is not None:
-            with torch.no_grad(), self._precision():
-                wanted = self.teacher(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+            with torch.no_grad():
+                wanted = self._logits(self.teacher, ids)
             apart = kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean")
             loss = loss + self.objective.distil * apart
         distances = [block.distance for block in blocks.values() if block.distance is not None]
         return loss + self.objective.penalty * torch.stack(distances).sum() if distances else loss
 
-    def _precision(self) -> torch.autocast:
-        """bfloat16 on accelerators over float32 weights; float32 on a CPU."""
-        device = self.student.device.type
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu")
+    def _logits(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
+        """Float32 logits (b * (tokens - 1), vocabulary) of all predicted tokens of sequences (b, tokens).
+
+        Computed in bfloat16 over float32 weights on accelerators, and in float32 on a CPU.
+        """
+        device = model.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu"):
+            return model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
 
     def _rows(self) -> Tensor:
         """The sequences of this update: each epoch is a permutation of its own, from the seed alone."""
@@ -211,9 +213,7 @@ class Trainer:
         total = 0.0
         for rows in self.held_out.split(self.schedule.micro):
             ids = rows.to(self.student.device)
-            with self._precision():
-                logits = self.student(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-            total += cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item()
+            total += cross_entropy(self._logits(self.student, ids), ids[:, 1:].flatten(), reduction="sum").item()
         return total / (self.held_out.shape[0] * (self.held_out.shape[1] - 1))
 
     def _look(self, blocks: dict[int, Fading]) -> None:
