@@ -61,7 +61,9 @@ class TRSP(Method):
         le=1,
         description="Weight of the dense model's own logits as the target; the rest is the text.",
     )
-    fade: float = Field(default=0.5, gt=0, le=1, description="Part of the training in which annealed gates close.")
+    fade: float = Field(
+        default=0.5, ge=0, le=1, description="Part of the training in which annealed gates close; 0 deletes at once."
+    )
     train: Literal["all", "neighbours"] = Field(
         default="all", description="Train all weights, or those of the blocks next to a chosen one."
     )
@@ -195,13 +197,15 @@ class TRSP(Method):
             fades: dict[int, Fade] = {}
             for place, index in enumerate(gone):
                 time = shares * update / updates - place % shares  # from 0 to 1 within the block's share
-                gate = (
-                    float(time < 1 or shares == 1) if self.stage2 == "paper" else 1 - min(1, max(0, time / self.fade))
-                )
+                gate = float(time < 1 or shares == 1) if self.stage2 == "paper" else self._annealed(time)
                 fades[index] = Fade(gate, penalised=gate > 0 and time >= 0)
             return fades
 
         return course
+
+    def _annealed(self, time: float) -> float:
+        """The gate of a block whose share of the training runs from 0 to 1."""
+        return 1 - min(1.0, max(0.0, time / self.fade)) if self.fade else float(time < 0)
 
 
 def _read_rounds(work: Path | None) -> list[dict]:

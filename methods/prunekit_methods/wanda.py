@@ -42,7 +42,7 @@ class Wanda(Method):
                 keep = self.keep_mask(saliency, action.sparsity, Pattern.parse(action.pattern))
                 if self.variant and abs(_sparsity(keep) - action.sparsity) > NOTABLE:
                     ctx.note(f"the variant's search misses the planned sparsity {action.sparsity:g} in some linears")
-                linear.write(linear.weight.masked_fill(~keep, 0))
+                linear.weight.masked_fill_(keep.logical_not_(), 0)
 
     def keep_mask(self, saliency: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
         """Keep mask (outputs, inputs) for the scores of one linear."""
