@@ -46,6 +46,7 @@ def _compare(mine: dict) -> None:
 
 def agreed_plan(job: Job, staging: Staging | None = None, known: PrunePlan | None = None) -> PrunePlan:
     """The plan that the first process knows, or else the one that all make together; the same for all."""
-    plan = known if processes.from_first(known is not None) else job.plan(job.context(staging))
-    text = processes.from_first(plan and plan.to_json())
-    return plan if plan and processes.is_first() else PrunePlan.from_json(text or "")
+    if processes.from_first(known is None):
+        return job.plan(job.context(staging))
+    text = processes.from_first("" if known is None else known.to_json())
+    return known or PrunePlan.from_json(text)

@@ -217,7 +217,7 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> O
     ctx = job.context(staging)
     ctx.notes.extend(plan.notes)
     job.method.apply(ctx, plan)
-    processes.leave()
+    processes.leave()  # what is left is done by the first one
     after = job.quick_perplexity(staging, pruned=True)
     result = count(job.model)
     export(job.model, staging.export_dir, max_shard_size=job.recipe.export.max_shard_size)

@@ -23,7 +23,7 @@ S = TypeVar("S", list, "torch.Tensor")
 LAUNCHER = re.compile(r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 PATIENCE = timedelta(days=7)  # the others wait while the first measures a large model
-LOST = ("onnection", "imed out", "NCCL")  # in what gloo and NCCL say of a process that is gone
+LOST = ("onnection", "imed out", "remote process exit")  # in what gloo and NCCL say of a process that is gone
 _size = 1
 
 

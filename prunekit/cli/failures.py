@@ -214,12 +214,11 @@ def _terminable() -> Iterator[None]:
     def end(*_: object) -> None:
         raise Terminated
 
-    if processes.is_first():
-        with _handling(signal.SIGTERM, end):
-            yield
-    else:
-        with _handling(signal.SIGTERM, signal.SIG_DFL), _handling(signal.SIGINT, signal.SIG_DFL):
-            yield
+    ends = dict.fromkeys((signal.SIGTERM, signal.SIGINT), signal.SIG_DFL)
+    with contextlib.ExitStack() as handled:
+        for number, handler in ({signal.SIGTERM: end} if processes.is_first() else ends).items():
+            handled.enter_context(_handling(number, handler))
+        yield
 
 
 @contextlib.contextmanager
