@@ -190,7 +190,7 @@ def test_the_process_that_verifies_knows_of_no_other(monkeypatch: pytest.MonkeyP
 def test_a_process_that_found_another_model_than_the_first_says_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "from_first", lambda _: {"source": {"a": "1"}, "dtype": "float32"})
     lockstep._compare({"source": {"a": "1"}, "dtype": "float32"})
-    with pytest.raises(InputError, match="^source differs from what the first process found"):
+    with pytest.raises(InputError, match=r"^source differs from what the first process found"):
         lockstep._compare({"source": {"a": "2"}, "dtype": "float32"})
 
 
