@@ -124,7 +124,8 @@ def capture(
     captured = Captured()
     known: dict[torch.Size, list[Call]] = {}
     with model.outside(head=False):
-        captured.answer = _learn_answer(model, batches[0])
+        if batches:
+            captured.answer = _learn_answer(model, batches[0])
         for ids in batches:
             calls, hidden = _listen(model, ids, captured.answer)
             shared = known.setdefault(ids.shape, calls)

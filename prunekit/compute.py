@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from prunekit import processes
 from prunekit.checkpoint import STORED_DTYPES, Checkpoint
 from prunekit.errors import UsageError
 
@@ -14,10 +15,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a run computes on: `auto` takes the first accelerator there is, else the CPU."""
+    """The device a run computes on: `auto` takes the first accelerator there is, else the CPU.
+
+    Of several processes each takes the card of its own number, unless one is named.
+    """
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
+        name = (found or torch.device("cpu")).type
+        if name != "cuda" or processes.started() == 1:
+            return torch.device(name)
+    if name == "cuda" and processes.started() > 1:
+        name = f"cuda:{processes.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:  # its text lists every backend that torch was ever built with

@@ -26,6 +26,7 @@ class Needs:
     budget: bool = False
     blocks: bool = False  # it removes whole blocks, and is told which are protected
     ratio: bool = True
+    processes: bool = False  # several processes may share its work (`prunekit.processes`), and all call it alike
 
 
 @dataclass

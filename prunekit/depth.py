@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunekit import processes
 from prunekit.contract import Context
 from prunekit.errors import InputError, UnsupportedError
 from prunekit.layer_removal import blocks_to_remove, plan_removal
 from prunekit.loss import summed_loss
 from prunekit.plan import PrunePlan, RemoveBlock
-from prunekit.walk import Stream, calibration_of, record_probe, split
-
-WAITING_BYTES = 2 * 2**30  # hidden states of all candidates that may wait at once
+from prunekit.walk import Stream, calibration_of, grouped, record_probe, split
 
 
 def candidates(ctx: Context) -> list[int]:
@@ -76,15 +75,16 @@ def losses_without(ctx: Context, tried: Collection[int], removed: Collection[int
 
     One pass serves all: where the main stream meets a candidate, a branch leaves that skips it, so that no block before
     a candidate is run again for it. Every block is read once per group of batches, so many as may wait in memory.
-    `removed` blocks are out already.
+    `removed` blocks are out already. Of several processes each runs its share of the batches.
     """
-    batches = split(calibration_of(ctx), ctx.batch_size)
-    totals = dict.fromkeys(tried, 0.0)
-    forwards = 0
-    for group in _groups(ctx, batches, len(tried)):
+    ids, totals, forwards = calibration_of(ctx), dict.fromkeys(tried, 0.0), 0
+    batches = processes.share(split(ids, ctx.batch_size))
+    width = ctx.model.config.get_text_config().hidden_size
+    state = ctx.batch_size * ids.shape[1] * width * ctx.model.dtype.itemsize
+    for group in grouped(batches, state * (len(totals) + 1)):
         forwards = _branch(ctx, group, totals, removed)
-    ids = calibration_of(ctx)
-    return {block: total / (ids.shape[0] * (ids.shape[1] - 1)) for block, total in totals.items()}, forwards
+    summed = zip(totals, processes.summed(list(totals.values())), strict=True)
+    return {block: total / (ids.shape[0] * (ids.shape[1] - 1)) for block, total in summed}, forwards
 
 
 def _branch(ctx: Context, batches: Sequence[Tensor], totals: dict[int, float], removed: Collection[int]) -> int:
@@ -110,11 +110,3 @@ def _branch(ctx: Context, batches: Sequence[Tensor], totals: dict[int, float], r
         for batch, found in enumerate(stream.logits(hidden=states)):
             totals[block] += summed_loss(found, batches[batch])
     return forwards
-
-
-def _groups(ctx: Context, batches: Sequence[Tensor], branches: int) -> list[list[Tensor]]:
-    """The batches in groups whose hidden states, once per branch and once more, fit WAITING_BYTES."""
-    width = ctx.model.config.get_text_config().hidden_size
-    each = batches[0].numel() * width * ctx.model.dtype.itemsize * (branches + 1)
-    count = max(1, WAITING_BYTES // each)
-    return [list(batches[start : start + count]) for start in range(0, len(batches), count)]

@@ -7,19 +7,19 @@ The weights are frozen, so only the hidden states before each block must be kept
 run again (gradient checkpointing at every block). With weights on disk one block at a time is read, forth and back.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from prunekit import processes
 from prunekit.capture import logits_of
 from prunekit.model import PrunableModel
-from prunekit.walk import Stream
+from prunekit.walk import Stream, grouped
 
 Kind = Literal["branch", "output"]
-WAITING_BYTES = 2 * 2**30  # hidden states before the blocks that may wait at once
 
 
 def gated(output: Tensor, given: Tensor, gate: Tensor | float, kind: Kind) -> Tensor:
@@ -28,12 +28,15 @@ def gated(output: Tensor, given: Tensor, gate: Tensor | float, kind: Kind) -> Te
 
 
 class GatedLoss:
-    """Calibration loss as a function of the gates, one per block of the source; removed blocks are bypassed."""
+    """Calibration loss as a function of the gates, one per block of the source; removed blocks are bypassed.
 
-    def __init__(self, model: PrunableModel, batches: Sequence[Tensor], kind: Kind = "branch") -> None:
+    Of several processes each computes it on its share of the batches, and all are told the sums.
+    """
+
+    def __init__(self, model: PrunableModel, batches: list[Tensor], kind: Kind = "branch") -> None:
         self.model = model
         self.kind: Kind = kind
-        self.stream = Stream(model, batches)
+        self.stream = Stream(model, processes.share(batches))
         self.predicted = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
 
     def gradient(self, gates: Tensor) -> tuple[float, Tensor]:
@@ -44,7 +47,8 @@ class GatedLoss:
             found, gradients = self._head(batches, outputs)
             loss += found
             self._backward(batches, gates, inputs, gradients, slopes)
-        return loss / self.predicted, slopes / self.predicted
+        loss, *summed = processes.summed([loss, *slopes.tolist()])
+        return loss / self.predicted, torch.tensor(summed, dtype=torch.float64) / self.predicted
 
     @torch.no_grad()
     def _forward(self, batches: Sequence[int], gates: Tensor) -> tuple[list[list[Tensor]], list[Tensor]]:
@@ -93,10 +97,7 @@ class GatedLoss:
                     gradients[place], slope = torch.autograd.grad(y, (x, gate), gradients[place])
                     slopes[block.index] += slope.double().item()
 
-    def _groups(self) -> Iterator[list[int]]:
-        """Batches whose hidden states before all blocks fit WAITING_BYTES, or one batch."""
-        hidden = self.stream.hidden[0]
-        each = hidden.numel() * hidden.element_size() * len(self.model.kept)
-        count = max(1, WAITING_BYTES // each)
-        for start in range(0, len(self.stream.batches), count):
-            yield list(range(start, min(start + count, len(self.stream.batches))))
+    def _groups(self) -> list[Sequence[int]]:
+        """The batches in groups whose hidden states before all blocks may wait at once."""
+        hidden = max((state.nbytes for state in self.stream.hidden), default=1)
+        return grouped(range(len(self.stream.batches)), hidden * len(self.model.kept))

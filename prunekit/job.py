@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from prunekit import __version__, registry
+from prunekit import __version__, processes, registry
 from prunekit import recipe as recipes
 from prunekit.allocation import check_budget
 from prunekit.calibration import (
@@ -225,7 +225,7 @@ class Job:
             "plan": plan and plan.fingerprint(),
             "calibration": self.calibration and self.calibration.sha256,
             "batch_size": recipe["calibration"]["batch_size"],
-            "device": str(self.model.device),
+            "device": self.model.device.type,  # which of several cards does not matter
             "dtype": str(self.model.dtype),
             "plug_ins": self.plug_ins(),
             "versions": versions(),
@@ -269,6 +269,11 @@ def _refuse(recipe: Recipe, method: Method) -> None:
     """Refuse what cannot work before anything is loaded."""
     recipes.refuse_needless_allocator(recipe, method.needs.budget)
     recipes.refuse_needless_protection(recipe, method.needs.blocks)
+    if processes.started() > 1 and not method.needs.processes:
+        raise UsageError(
+            f"{recipe.method} works in one process, and {processes.started()} were started",
+            hint="start it without torchrun or accelerate launch",
+        )
     if not method.needs.ratio and recipe.ratio is not None:
         raise UsageError(
             f"{recipe.method} is told what to remove, so a ratio means nothing to it", hint="leave --ratio out"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from prunekit import processes
 from prunekit.checkpoint import STORED_DTYPES, Checkpoint, Copy, TensorInfo, finite
 from prunekit.compute import choose_device, choose_dtype, give_back_memory
 from prunekit.skeleton import build_skeleton, conversion, load_whole
@@ -121,9 +122,13 @@ class PrunableModel:
             self._resident = False
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
-        """A copy of the source model, whole, on the run's device; for methods that train."""
+        """A copy of the source model, whole, for methods that train.
+
+        It is on the run's device; where several processes will share it out, in main memory.
+        """
         loaded = load_whole(self.checkpoint, dtype=dtype, trust_remote_code=self.trust_remote_code)
-        loaded.to(self.device)  # pyright: ignore[reportArgumentType]
+        if processes.size() == 1:
+            loaded.to(self.device)  # pyright: ignore[reportArgumentType]
         return loaded.requires_grad_(False)
 
     @contextmanager

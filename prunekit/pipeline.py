@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from prunekit import settings
+from prunekit import processes, settings
 from prunekit.calibration import check_vocabulary, default_source
 from prunekit.card import repeat_command, write_card
 from prunekit.checkpoint import Checkpoint
@@ -22,6 +22,7 @@ from prunekit.export import export
 from prunekit.export import measure as count
 from prunekit.job import Job, load_tokenizer, open_model
 from prunekit.locate import locate, short_name
+from prunekit.lockstep import agreed_plan, together
 from prunekit.manifest import MANIFEST, Manifest
 from prunekit.model import PrunableModel
 from prunekit.plan import Frozen, PrunePlan
@@ -76,14 +77,15 @@ def prune(
     job = Job.load(recipe, progress or Silent(), offline)
     _ = job.windows  # a text for the perplexity that cannot be had is found out before anything long begins
     source = job.model.checkpoint.folder
-    with Staging.open(target, job.signature(), source=source, force=force, restart=restart) as staging:
+    with Staging.open(target, job.signature(), source=source, force=force, restart=restart) as staging, together(job):
         return _carry_out(job, _planned(job, staging), staging, started)
 
 
 def make_plan(recipe: Recipe, *, progress: Progress | None = None, offline: bool = False) -> PrunePlan:
     """Decide what would be done to a model, and touch nothing."""
     job = Job.load(recipe, progress or Silent(), offline)
-    return job.plan(job.context())
+    with together(job):
+        return agreed_plan(job)
 
 
 def apply_plan(
@@ -97,7 +99,7 @@ def apply_plan(
     offline: bool = False,
 ) -> Outcome:
     """Carry out a plan that was made earlier; raises InputError when it was made for another model."""
-    recipe = Recipe.model_validate(plan.recipe | ({"model": model} if model else {}))
+    recipe = recipe_of(plan, model)
     if plan.method != recipe.method:
         raise InputError(
             f"the plan is one of {plan.method}, and its recipe names the method {recipe.method}",
@@ -112,8 +114,14 @@ def apply_plan(
         check_plan(job.model, plan)
     plan = plan.model_copy(update={"recipe": recipe.model_dump(mode="json"), "ratio": planned_ratio(job.model, plan)})
     source = job.model.checkpoint.folder
-    with Staging.open(target, job.signature(plan), source=source, force=force, restart=restart) as staging:
-        return _carry_out(job, plan, staging, started)
+    signature = job.signature(plan)
+    with Staging.open(target, signature, source=source, force=force, restart=restart) as staging, together(job):
+        return _carry_out(job, agreed_plan(job, staging, plan), staging, started)
+
+
+def recipe_of(plan: PrunePlan, model: str | None) -> Recipe:
+    """The recipe that a plan carries, for its model where that is now."""
+    return Recipe.model_validate(plan.recipe | ({"model": model} if model else {}))
 
 
 def evaluate(
@@ -195,10 +203,10 @@ def _check_target(target: Path, recipe: Recipe, force: bool) -> None:
 
 def _planned(job: Job, staging: Staging) -> PrunePlan:
     """The plan of an interrupted run, else a new one, which is kept."""
-    if staging.plan_path.is_file():
-        return PrunePlan.read(staging.plan_path)
-    plan = job.plan(job.context(staging))
-    write_atomically(staging.plan_path, plan.to_json())
+    known = PrunePlan.read(staging.plan_path) if staging.plan_path.is_file() else None
+    plan = agreed_plan(job, staging, known)
+    if known is None:
+        write_atomically(staging.plan_path, plan.to_json())
     return plan
 
 
@@ -209,6 +217,7 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> O
     ctx = job.context(staging)
     ctx.notes.extend(plan.notes)
     job.method.apply(ctx, plan)
+    processes.leave()  # what is left is done by the first one
     after = job.quick_perplexity(staging, pruned=True)
     result = count(job.model)
     export(job.model, staging.export_dir, max_shard_size=job.recipe.export.max_shard_size)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunekit import processes
 from prunekit.errors import InputError
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
@@ -27,6 +28,7 @@ def read_documents(path: Path, column: str | None = None) -> Sequence[str]:
 
 def read_stdin() -> list[str]:
     """Standard input as one document; raises InputError when nothing is piped in."""
+    processes.refuse_standard_input()
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("no text on standard input", hint="pipe one in: prunekit ... - < FILE")
     text = decode(sys.stdin.buffer.read(), "standard input")

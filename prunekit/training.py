@@ -2,10 +2,10 @@
 
 The loss is up to the caller's `Objective`: the language-model loss, the distance to the dense model's logits, and a
 penalty on what the fading blocks still do. The state that is kept is the best one by the loss of the *pruned* model on
-held-out sequences; training can be taken up again from any checkpoint, with the same result on one device.
+held-out sequences; training can be taken up again from any checkpoint, with the same result on one device. Several
+processes train on a share of the rows each, and keep a share of the weights (`sharding`).
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,20 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from prunekit import processes, sharding, training_state
 from prunekit.capture import HIDDEN, Answer, StandIn, standing_in
 from prunekit.gates import gated
 from prunekit.progress import Progress
 
 Course = Callable[[int], dict[int, "Fade"]]  # update -> every fading block's part in it
-STATE = "training.safetensors"
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -117,17 +114,26 @@ class Trainer:
     schedule: Schedule
     course: Course
     seed: int
+    device: torch.device | None = None  # where several processes train; else it is where the student is
     folder: Path | None = None
     recompute: bool = False
     progress: Progress | None = None
     update: int = 0
     best: float = math.inf
     history: list[tuple[int, float]] = field(default_factory=list)
-    _best_state: dict[str, Tensor] = field(default_factory=dict)
+    _best_state: dict[str, Tensor] = field(default_factory=dict)  # of several processes: each one's share
+
+    def __post_init__(self) -> None:
+        for model in (self.student, self.teacher):
+            if model is not None:
+                sharding.spread(model, self.stack_path, self.device or model.device)
+        parameters = dict(self.student.named_parameters())  # others than before, where they were shared out
+        self.trained = {name: parameters[name] for name in self.trained}
 
     def run(self) -> None:
         """Train to the end, and leave the best state in the student."""
         optimizer = torch.optim.AdamW(self.trained.values(), lr=self.schedule.rate, weight_decay=0.0)
+        keeps = processes.from_first(self.folder is not None)
         with self._fading() as blocks:
             if not self._resume(optimizer):
                 self._look(blocks)
@@ -139,13 +145,13 @@ class Trainer:
                 self.update += 1
                 if self.update % self.schedule.check_every == 0 or self.update == self.schedule.updates:
                     self._look(blocks)
-                if self.folder and self.update % self.schedule.save_every == 0:
+                if keeps and self.update % self.schedule.save_every == 0:
                     self._save(optimizer)
                 if self.progress:
                     self.progress.step(f"loss {loss:.4f}, held-out pruned loss {self.best:.4f}")
         with torch.no_grad():
             for name, parameter in self.trained.items():
-                parameter.copy_(self._best_state[name])
+                sharding.own(parameter).copy_(self._best_state[name])
 
     def held_out_loss(self, gate: float) -> float:
         """Mean loss of the held-out sequences with all fading blocks at this gate."""
@@ -158,11 +164,12 @@ class Trainer:
             group["lr"] = self.schedule.rate_at(self.update)
         _set(blocks, self.course(self.update), self.objective.norm if self.objective.penalty else 0)
         rows, total = self._rows(), 0.0
-        for part in rows.split(self.schedule.micro):
-            loss = self._loss(part.to(self.student.device), blocks) * (len(part) / len(rows))
-            loss.backward()
+        for part, counts in sharding.parts(rows, self.schedule.micro):
+            loss = self._loss(part.to(self.student.device), blocks) * (counts * len(part) / len(rows))
+            (loss * processes.size()).backward()  # the gradients are averaged, and shall be summed
             total += loss.item()
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.schedule.clip)
+        (total,) = processes.summed([total])
+        norm = sharding.whole(nn.utils.clip_grad_norm_(self.trained.values(), self.schedule.clip))
         if math.isfinite(total) and norm.isfinite():
             optimizer.step()
         else:
@@ -211,9 +218,11 @@ class Trainer:
     def _held_out(self, blocks: dict[int, Fading], gate: float) -> float:
         _set(blocks, dict.fromkeys(blocks, Fade(gate)))
         total = 0.0
-        for rows in self.held_out.split(self.schedule.micro):
+        for rows, counts in sharding.parts(self.held_out, self.schedule.micro):
             ids = rows.to(self.student.device)
-            total += cross_entropy(self._logits(self.student, ids), ids[:, 1:].flatten(), reduction="sum").item()
+            found = cross_entropy(self._logits(self.student, ids), ids[:, 1:].flatten(), reduction="sum").item()
+            total += counts * found
+        (total,) = processes.summed([total])
         return total / (self.held_out.shape[0] * (self.held_out.shape[1] - 1))
 
     def _look(self, blocks: dict[int, Fading]) -> None:
@@ -222,36 +231,20 @@ class Trainer:
         self.history.append((self.update, found))
         if found < self.best or not self._best_state:
             self.best = found
-            self._best_state = {name: part.detach().to("cpu", copy=True) for name, part in self.trained.items()}
+            self._best_state = {
+                name: sharding.own(part.detach()).to("cpu", copy=True) for name, part in self.trained.items()
+            }
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
-        """Weights, optimiser, best state and place, in files that appear whole."""
-        assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.trained.items():
-            tensors[f"weight/{name}"] = parameter.detach().contiguous()
-            state = optimizer.state[parameter]
-            tensors.update({f"{key}/{name}": state[key].contiguous() for key in ADAM_STATE})
-            tensors[f"best/{name}"] = self._best_state[name].contiguous()
         notes = {"update": self.update, "best": self.best, "history": self.history}
-        partial = self.folder / f"{STATE}.partial"
-        save_file(tensors, partial, {"notes": json.dumps(notes)})
-        partial.replace(self.folder / STATE)
+        training_state.save(self.folder, self.trained, optimizer, self._best_state, notes)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> bool:
         """Take up the last checkpoint, if there is one."""
-        if self.folder is None or not (self.folder / STATE).is_file():
+        found = training_state.resume(self.folder, self.trained, optimizer)
+        if found is None:
             return False
-        with safe_open(self.folder / STATE, framework="pt") as saved, torch.no_grad():
-            notes = json.loads(saved.metadata()["notes"])
-            for name, parameter in self.trained.items():
-                parameter.copy_(saved.get_tensor(f"weight/{name}"))
-                optimizer.state[parameter] = {
-                    key: saved.get_tensor(f"{key}/{name}").to("cpu" if key == "step" else parameter.device)
-                    for key in ADAM_STATE
-                }
-                self._best_state[name] = saved.get_tensor(f"best/{name}")
+        self._best_state, notes = found
         self.update, self.best = notes["update"], notes["best"]
         self.history = [(update, loss) for update, loss in notes["history"]]
         self._say(f"training goes on from update {self.update}")

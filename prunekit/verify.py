@@ -8,7 +8,6 @@ JSON. It shares neither memory nor imported modules with the run that wrote the 
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import psutil
 import torch
 from pydantic import ValidationError
 
+from prunekit import processes
 from prunekit.checkpoint import Checkpoint
 from prunekit.checks import (
     NEW_TOKENS,
@@ -108,7 +108,7 @@ def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | QUIET,
+        env=processes.environment() | QUIET,
         check=False,
     )
 

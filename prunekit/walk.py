@@ -27,6 +27,8 @@ from prunekit.statistics import Statistics
 from prunekit.structure import Block, Linear
 
 S = TypeVar("S", bound=Statistics)
+T = TypeVar("T")
+WAITING_BYTES = 2 * 2**30  # hidden states that may wait at once, where a group of batches has several each
 BATCH_TOKENS = 2048  # enough to keep matrix products busy, few enough for the activations to stay small
 
 
@@ -184,6 +186,12 @@ def record_probe(ctx: Context) -> None:
 def split(ids: Tensor, batch_size: int) -> list[Tensor]:
     """Token ids (samples, tokens) as batches of at most `batch_size` samples."""
     return list(ids.split(batch_size))
+
+
+def grouped(batches: Sequence[T], each: int) -> list[Sequence[T]]:
+    """Batches in groups whose hidden states, so many bytes `each`, fit WAITING_BYTES, or one by one."""
+    count = max(1, WAITING_BYTES // each)
+    return [batches[start : start + count] for start in range(0, len(batches), count)]
 
 
 def default_batch_size(seq_len: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import contract_checks as checks
-from prunekit import depth
+from prunekit import walk
 from prunekit.contract import Context, Needs
 from prunekit.depth import candidates, losses_without, plan_blocks, remove_blocks, smallest
 from prunekit.errors import InputError, UnsupportedError, UsageError
@@ -51,7 +51,7 @@ def test_losses_without_a_block_are_those_of_the_model_that_lacks_it(tiny_llama:
 def test_groups_of_batches_give_the_same_losses(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = context(tiny_llama())
     expected, _ = losses_without(ctx, [1, 2])
-    monkeypatch.setattr(depth, "WAITING_BYTES", 1)
+    monkeypatch.setattr(walk, "WAITING_BYTES", 1)
     found, _ = losses_without(ctx, [1, 2])
     assert found == pytest.approx(expected, rel=1e-9)
 

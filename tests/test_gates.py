@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import contract_checks as checks
-from prunekit import gates as module
+from prunekit import walk
 from prunekit.checkpoint import Checkpoint
 from prunekit.gates import GatedLoss, Kind, gated
 from prunekit.model import PrunableModel
@@ -59,8 +59,8 @@ def test_groups_of_batches_and_weights_in_memory_change_nothing(
     model, ids = opened(tiny_llama())
     loss, at = GatedLoss(model, list(ids.split(1))), torch.full((4,), 0.8, dtype=torch.float64)
     one, slopes = loss.gradient(at)
-    monkeypatch.setattr(module, "WAITING_BYTES", 1)
-    assert len(list(loss._groups())) == 4
+    monkeypatch.setattr(walk, "WAITING_BYTES", 1)
+    assert len(loss._groups()) == 4
     with model.resident():
         other, others = loss.gradient(at)
     assert other == pytest.approx(one, rel=1e-12)

@@ -13,13 +13,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LAYERS = tuple(
     row.split()
     for row in (
-        "prunekit errors plan progress sample",
+        "prunekit errors plan progress sample processes",
         "checkpoint locate staging structure compute skeleton model statistics loss "
         "text_files text_hub texts token_cache",
-        "contract capture collect",
-        "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path training",
+        "contract capture collect sharding",
+        "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path "
+        "training_state training",
         "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",
-        "job pipeline",
+        "job lockstep pipeline",
         "cli __main__",
     )
 )

@@ -15,7 +15,8 @@ import contract_checks as checks
 from prunekit.capture import capture
 from prunekit.checkpoint import Checkpoint
 from prunekit.model import PrunableModel
-from prunekit.training import STATE, Fade, Fading, Objective, Schedule, Trainer
+from prunekit.training import Fade, Fading, Objective, Schedule, Trainer
+from prunekit.training_state import STATE
 
 Model = Callable[..., Path]
 SCHEDULE = Schedule(updates=6, batch=2, micro=1, rate=5e-3, check_every=2, save_every=2)

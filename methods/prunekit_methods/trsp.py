@@ -15,12 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunekit import processes
 from prunekit.capture import capture
 from prunekit.contract import Context, Method, Needs
 from prunekit.depth import candidates, count_removed, losses_without, plan_blocks, remove_blocks, smallest
 from prunekit.gate_path import follow
 from prunekit.gates import GatedLoss
 from prunekit.plan import PrunePlan
+from prunekit.sharding import whole_state
 from prunekit.staging import write_atomically
 from prunekit.training import Course, Fade, Objective, Schedule, Trainer
 from prunekit.walk import calibration_of, split
@@ -33,7 +35,7 @@ class TRSP(Method):
 
     name: ClassVar[str] = "trsp"
     paper: ClassVar[str] = "arXiv:2505.18232"
-    needs: ClassVar[Needs] = Needs(calibration=True, gradients=True, blocks=True)
+    needs: ClassVar[Needs] = Needs(calibration=True, gradients=True, blocks=True, processes=True)
 
     gate: Literal["branch", "output"] = Field(
         default="branch", description="branch gates what a block adds; output scales its output, as the paper does."
@@ -80,7 +82,7 @@ class TRSP(Method):
 
     def plan(self, ctx: Context) -> PrunePlan:
         free, count = candidates(ctx), count_removed(ctx)
-        rounds = _read_rounds(ctx.work)
+        rounds = processes.from_first(_read_rounds(ctx.work))
         ctx.progress.stage("learning gates", count)
         for done in rounds:
             ctx.progress.step(f"block {done['removed']}, from before")
@@ -126,9 +128,10 @@ class TRSP(Method):
         gone = list(plan.evidence.get("order") or plan.removed_blocks())
         ctx.model.removed = frozenset(gone)
         edits = ctx.model.edits
-        if self.stage2 != "none" and edits is not None and not edits.has_block("outside"):
+        trained = processes.from_first(edits and edits.has_block("outside"))  # None: there is nowhere to keep it
+        if self.stage2 != "none" and trained is False:
             self._train(ctx, gone)
-        elif edits is not None and edits.has_block("outside"):
+        elif edits is not None and trained:
             for note in edits.notes("outside"):
                 ctx.note(note)
         remove_blocks(ctx, plan)
@@ -143,7 +146,9 @@ class TRSP(Method):
         ctx.note(
             f"stage 2: held-out loss without the blocks {first:.4f} -> {best:.4f}; with them, after it, {full:.4f}"
         )
-        ctx.model.commit_state(trainer.student.state_dict(), ctx.notes[noted:])
+        state = whole_state(trainer.student)
+        if ctx.model.edits is not None:
+            ctx.model.commit_state(state, ctx.notes[noted:])
 
     def _trainer(self, ctx: Context, gone: list[int]) -> Trainer:
         ids, generator = calibration_of(ctx), torch.Generator().manual_seed(0)
@@ -168,6 +173,7 @@ class TRSP(Method):
             ),
             course=self._course(gone, updates),
             seed=int(ctx.generator.initial_seed()),
+            device=ctx.device,
             folder=ctx.work and ctx.work / "stage2",
             recompute=self.recompute,
             progress=ctx.progress,

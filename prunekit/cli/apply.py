@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prunekit import processes
 from prunekit.cli import options, outcome
 from prunekit.cli.command import Run, command
 from prunekit.cli.models import read_model, read_stdin
@@ -22,7 +23,7 @@ PlanFile = Annotated[
 ]
 
 
-@command(options.WALKING, options.MEASURING, options.WRITING)
+@command(options.WALKING, options.MEASURING, options.WRITING, shared_work=True)
 def apply(
     run: Run,
     plan: PlanFile,
@@ -40,8 +41,11 @@ def apply(
         raise UsageError("PLAN and MODEL cannot both be read from standard input", hint="give one a path")
     made = _overridden(read_plan(plan), run)
     source = None if model is None else read_model(model)
-    from prunekit import pipeline
+    from prunekit import lockstep, pipeline
 
+    if not processes.is_first():
+        lockstep.follow(pipeline.recipe_of(made, source), offline=run.offline)
+        return
     if made.sparsify():
         run.screen.say(outcome.SAME_SIZE)
     done = pipeline.apply_plan(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand
 
+from prunekit import processes
 from prunekit.cli.libraries import quiet_libraries
 from prunekit.cli.models import read_model
 from prunekit.cli.options import PANELS, SHOWN, Group
@@ -77,14 +78,19 @@ class Command(TyperCommand):
                 formatter.write("".join(f"  {line}\n" for line in self.epilog.strip().splitlines()))
 
 
-def command(*groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a function `(run, *own options)` the options of some groups, and a screen to work on."""
+def command(*groups: Group, shared_work: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a function `(run, *own options)` the options of some groups, and a screen to work on.
+
+    Where several processes were started, all call it with `shared_work`, else only the first: the others end at once.
+    """
     shared = {name: entry for group in (*groups, SHOWN) for name, entry in group.items()}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function).parameters.values())[1:]
 
         def call(context: typer.Context, **values: Any) -> None:
+            if not (shared_work or processes.is_first()):
+                return
             typed = frozenset(name for name in values if _is_typed(context, name))
             with quiet_libraries(values["verbose"], values.get("offline", False)), _screen(values) as screen:
                 function(Run(screen, values, typed), **{part.name: values[part.name] for part in own})

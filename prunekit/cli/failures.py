@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import typer
 
+from prunekit import processes
 from prunekit.cli.screen import to_json, write
 from prunekit.errors import InputError, PrunekitError, ResourceError, UsageError
 
@@ -75,7 +76,8 @@ def reported(arguments: Sequence[str], commands: Mapping[str, Collection[str]]) 
     except BaseException as error:
         failure = explain(error, Call(arguments, commands.get("".join(arguments[:1]), ())))
         debug = _asked("--debug", arguments) and failure.exit_code == PrunekitError.exit_code
-        report(failure, as_json=_asked("--json", arguments), details=_traceback(error) if debug else "")
+        as_json = _asked("--json", arguments) and processes.is_first()
+        report(failure, as_json=as_json, details=_traceback(error) if debug else "")
         sys.exit(failure.exit_code)
 
 
@@ -85,7 +87,7 @@ def report(failure: PrunekitError, *, as_json: bool, details: str = "") -> None:
         write(sys.stdout, to_json(failure.as_json()))
     hint = f"{_coloured('hint:', 36)} {failure.hint}\n" if failure.hint else ""
     with contextlib.suppress(ValueError):
-        write(sys.stderr, f"{details}{_coloured('error:', 31)} {failure.message}\n{hint}")
+        write(sys.stderr, f"{details}{_coloured('error:', 31)} {processes.speaker()}{failure.message}\n{hint}")
 
 
 def explain(error: BaseException, call: Call | None = None) -> PrunekitError:
@@ -204,17 +206,23 @@ def _coloured(text: str, code: int) -> str:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that it is reported and files are closed."""
+    """Turn SIGTERM into an exception, so that it is reported and files are closed.
+
+    A process beside the first has none open, and may be waiting for one that is gone: both signals just end it.
+    """
 
     def end(*_: object) -> None:
         raise Terminated
 
-    with _handling(signal.SIGTERM, end):
+    ends = dict.fromkeys((signal.SIGTERM, signal.SIGINT), signal.SIG_DFL)
+    with contextlib.ExitStack() as handled:
+        for number, handler in ({signal.SIGTERM: end} if processes.is_first() else ends).items():
+            handled.enter_context(_handling(number, handler))
         yield
 
 
 @contextlib.contextmanager
-def _handling(number: signal.Signals, handler: Callable[..., None]) -> Iterator[None]:
+def _handling(number: signal.Signals, handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunekit import processes
 from prunekit.cli import options
 from prunekit.cli.command import Run, command
 from prunekit.cli.screen import facts, table
@@ -18,7 +19,7 @@ prunekit plan sample -m wanda -r 0.5 -q | prunekit apply - -o pruned
 """
 
 
-@command(options.PLANNING, options.MEASURING, options.WRITING)
+@command(options.PLANNING, options.MEASURING, options.WRITING, shared_work=True)
 def plan(
     run: Run,
     model: options.Model = None,
@@ -33,9 +34,12 @@ def plan(
     if output is not None:
         check_output(output, force)
     recipe = run.recipe(model)
-    from prunekit import pipeline
+    from prunekit import lockstep, pipeline
     from prunekit.staging import storage_errors, write_atomically
 
+    if not processes.is_first():
+        lockstep.follow(recipe, apply=False, offline=run.offline)
+        return
     made = pipeline.make_plan(recipe, progress=run.screen.progress(), offline=run.offline)
     run.screen.done()
     if gone := made.removed_blocks():

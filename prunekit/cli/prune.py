@@ -1,5 +1,6 @@
 """`prunekit prune`: from a model to a pruned, verified and measured model folder."""
 
+from prunekit import processes
 from prunekit.cli import options, outcome
 from prunekit.cli.command import Run, command
 
@@ -11,7 +12,7 @@ prunekit prune sample -m wanda -r 0.5 -q | prunekit eval - --json
 """
 
 
-@command(options.PLANNING, options.MEASURING, options.WRITING)
+@command(options.PLANNING, options.MEASURING, options.WRITING, shared_work=True)
 def prune(
     run: Run,
     model: options.Model = None,
@@ -24,9 +25,12 @@ def prune(
     Prints the path of the new folder. When a run was interrupted, the same command goes on where it stopped.
     """
     recipe = run.recipe(model)
-    from prunekit import pipeline
+    from prunekit import lockstep, pipeline
     from prunekit import recipe as recipes
 
+    if not processes.is_first():
+        lockstep.follow(recipe, offline=run.offline)
+        return
     if recipes.method(recipe).needs.budget:
         run.screen.say(outcome.SAME_SIZE)
     done = pipeline.prune(

@@ -1,0 +1,62 @@
+"""A training run on disk, from which it can go on: weights, AdamW's moments, the best weights so far, where it stands.
+
+Of several processes the first one reads and writes the file, whole tensors; the others help, without a folder.
+"""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prunekit import processes
+from prunekit.sharding import gathered, own, scattered
+
+STATE = "training.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save(
+    folder: Path | None,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    notes: dict[str, Any],
+) -> None:
+    """Write everything to one file that appears whole."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in trained.items():
+        tensors[f"weight/{name}"] = gathered(parameter.detach()).contiguous()
+        tensors[f"best/{name}"] = gathered(best[name], parameter).contiguous()
+        for key in ("step", *MOMENTS):
+            tensors[f"{key}/{name}"] = gathered(optimizer.state[parameter][key]).contiguous()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{STATE}.partial"
+        save_file(tensors, partial, {"notes": json.dumps(notes)})
+        partial.replace(folder / STATE)
+
+
+def resume(
+    folder: Path | None, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Put back what was saved last; returns the best weights and the notes, or None when nothing was."""
+    path, best = folder and folder / STATE, dict[str, Tensor]()
+    with ExitStack() as opened, torch.no_grad():
+        saved = opened.enter_context(safe_open(path, framework="pt")) if path and path.is_file() else None
+        notes = processes.from_first(None if saved is None else json.loads(saved.metadata()["notes"]))
+        if notes is None:
+            return None
+        for name, parameter in trained.items():
+            kinds = ("weight", "best", "step", *MOMENTS)
+            found = {kind: None if saved is None else saved.get_tensor(f"{kind}/{name}") for kind in kinds}
+            step = processes.from_first(None if found["step"] is None else found["step"].item())
+            parameter.copy_(scattered(found["weight"], parameter))
+            best[name] = own(scattered(found["best"], parameter)).cpu()
+            optimizer.state[parameter] = {key: scattered(found[key], parameter) for key in MOMENTS}
+            optimizer.state[parameter]["step"] = torch.tensor(step)
+    return best, notes

@@ -1,0 +1,70 @@
+"""A training run that several processes share: `torchrun shared_training.py SOURCE FOLDER`, for test_processes.
+
+It is run twice, once through and once stopped and taken up again; the first process writes what came out.
+"""
+
+import json
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prunekit import processes
+from prunekit.progress import Silent
+from prunekit.sharding import whole, whole_state
+from prunekit.training import Trainer
+from test_training import SCHEDULE, trainer
+
+
+class Stop(Exception):
+    pass
+
+
+class Stopper(Silent):
+    """Ends a run after its third update."""
+
+    left = 3
+
+    def step(self, text: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Stop
+
+
+def trained(source: Path, **more: Any) -> tuple[Trainer, list[float]]:
+    """A run over rows that two processes cannot share evenly, and the norm of each update's gradient."""
+    run = trainer(source, schedule=replace(SCHEDULE, batch=3), recompute=True, **more)
+    norms, clip = [], nn.utils.clip_grad_norm_
+
+    def noted(*given: Any) -> Tensor:
+        norms.append(whole(norm := clip(*given)).item())
+        return norm
+
+    with patch.object(nn.utils, "clip_grad_norm_", noted):
+        run.run()
+    return run, norms
+
+
+def write(run: Trainer, norms: list[float], path: Path) -> None:
+    state = whole_state(run.student)
+    if processes.is_first():
+        save_file(state, path, {"history": json.dumps(run.history), "norms": json.dumps(norms)})
+
+
+def main(source: Path, folder: Path) -> None:
+    kept = folder / "state" if processes.is_first() else None
+    with processes.joined(torch.device("cpu")):
+        write(*trained(source), folder / "whole.safetensors")
+        with suppress(Stop):
+            trained(source, folder=kept, progress=Stopper())
+        write(*trained(source, folder=kept), folder / "resumed.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
