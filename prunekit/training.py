@@ -8,7 +8,7 @@ held-out sequences; training can be taken up again from any checkpoint, with the
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,10 @@ def _distance(difference: Tensor, norm: int) -> Tensor:
 
 @dataclass
 class Trainer:
-    """One training run: the student with its fading blocks, the dense teacher, the text, and where it is kept."""
+    """One training run: the student with its fading blocks, the dense teacher, the text, and where it is kept.
+
+    A student that is its own teacher is the dense model inside `dense()`.
+    """
 
     student: PreTrainedModel
     stack_path: str
@@ -119,6 +122,7 @@ class Trainer:
     seed: int
     folder: Path | None = None
     recompute: bool = False
+    dense: Callable[[], AbstractContextManager[None]] = nullcontext
     progress: Progress | None = None
     update: int = 0
     best: float = math.inf
@@ -172,15 +176,31 @@ class Trainer:
 
     def _loss(self, ids: Tensor, blocks: dict[int, Fading]) -> Tensor:
         """The objective on some sequences (b, tokens)."""
+        wanted = self._wanted(ids)
         logits = self._logits(self.student, ids)
         loss = (1 - self.objective.distil) * cross_entropy(logits, ids[:, 1:].flatten())
-        if self.teacher is not None:
-            with torch.no_grad():
-                wanted = self._logits(self.teacher, ids)
+        if wanted is not None:
             apart = kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean")
             loss = loss + self.objective.distil * apart
         distances = [block.distance for block in blocks.values() if block.distance is not None]
         return loss + self.objective.penalty * torch.stack(distances).sum() if distances else loss
+
+    @torch.no_grad()
+    def _wanted(self, ids: Tensor) -> Tensor | None:
+        """The dense model's logits, if there is a teacher; wanted first, for the student's graph must stay as it is."""
+        if self.teacher is None:
+            return None
+        if self.teacher is not self.student:
+            return self._logits(self.teacher, ids)
+        stack = self._stack()
+        blocks = [part.block for part in stack if isinstance(part, Fading)]
+        with standing_in(stack, blocks), self.dense():  # in this order: a stand-in hides the modules of its block
+            return self._logits(self.teacher, ids)
+
+    def _stack(self) -> nn.ModuleList:
+        stack = self.student.get_submodule(self.stack_path)
+        assert isinstance(stack, nn.ModuleList)
+        return stack
 
     def _logits(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         """Float32 logits (b * (tokens - 1), vocabulary) of all predicted tokens of sequences (b, tokens).
@@ -201,8 +221,7 @@ class Trainer:
     @contextmanager
     def _fading(self) -> Iterator[dict[int, Fading]]:
         """Stand-ins in the place of all blocks; those of the fading ones by their index."""
-        stack = self.student.get_submodule(self.stack_path)
-        assert isinstance(stack, nn.ModuleList)
+        stack = self._stack()
         stands = [Fading(block, self.answer, self.recompute) for block in stack]
         with standing_in(stack, stands):
             yield {index: stands[index] for index in self.course(0)}

@@ -17,7 +17,8 @@ LAYERS = tuple(
         "checkpoint locate staging structure compute skeleton model statistics loss "
         "text_files text_hub texts token_cache",
         "contract capture collect",
-        "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path training",
+        "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path training "
+        "adapters",
         "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",
         "job pipeline",
         "cli __main__",

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import contract_checks as checks
+from prunekit.adapters import adapt
 from prunekit.capture import capture
 from prunekit.checkpoint import Checkpoint
 from prunekit.model import PrunableModel
 from prunekit.training import STATE, Fade, Fading, Objective, Schedule, Trainer
 
 Model = Callable[..., Path]
+COUNTING = (torch.arange(16) + torch.arange(8)[:, None]) % 9  # a text that can be learned
 SCHEDULE = Schedule(updates=6, batch=2, micro=1, rate=5e-3, check_every=2, save_every=2)
 
 
@@ -41,6 +43,24 @@ def trainer(source: Path, gone: tuple[int, ...] = (1,), **more: Any) -> Trainer:
         ids=ids[2:],
         held_out=ids[:2],
         **(given | more),
+    )
+
+
+def adapted(source: Path, **more: Any) -> Trainer:
+    """The same with adapters on the blocks that stay, from the student itself as the dense model."""
+    run = trainer(source, **more)
+    run.student.requires_grad_(False)
+    blocks = PrunableModel.open(Checkpoint.open(source), device="cpu").blocks
+    adapters = adapt(
+        run.student, [linear for block in blocks if block.index != 1 for linear in block.linears], run.ids[:1], 4, 0
+    )
+    return replace(
+        run,
+        trained=adapters.parameters(),
+        teacher=run.student,
+        dense=adapters.off,
+        ids=COUNTING[2:],
+        held_out=COUNTING[:2],
     )
 
 
@@ -106,8 +126,11 @@ def test_training_that_only_hurts_leaves_the_model_as_it_was(tiny_llama: Model) 
     assert same(dense, weights(run))
 
 
+@pytest.mark.parametrize("make", [trainer, adapted])
 @pytest.mark.parametrize("at", [2, 3, 5])
-def test_a_run_that_was_stopped_ends_like_one_that_was_not(at: int, tiny_llama: Model, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(
+    at: int, make: Callable[..., Trainer], tiny_llama: Model, tmp_path: Path
+) -> None:
     class Stop(Exception):
         pass
 
@@ -123,15 +146,27 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(at: int, tiny_llama: 
                 raise Stop
 
     folder = tiny_llama()
-    whole = trainer(folder)
+    whole = make(folder)
     whole.run()
     with pytest.raises(Stop):
-        trainer(folder, folder=tmp_path / "state", progress=Stopper()).run()
-    resumed = trainer(folder, folder=tmp_path / "state")
+        make(folder, folder=tmp_path / "state", progress=Stopper()).run()
+    resumed = make(folder, folder=tmp_path / "state")
     resumed.run()
     assert same(weights(whole), weights(resumed))
     assert resumed.history == whole.history
     assert [path.name for path in (tmp_path / "state").iterdir()] == [STATE]
+
+
+def test_a_student_with_adapters_is_as_good_a_teacher_as_a_second_model(tiny_llama: Model) -> None:
+    folder = tiny_llama()
+    alone, taught = adapted(folder), adapted(folder)
+    taught.teacher = PrunableModel.open(Checkpoint.open(folder), device="cpu").load(torch.float32)
+    dense = weights(alone)
+    for run in (alone, taught):
+        run.run()
+    assert same(weights(alone), weights(taught)) and alone.history == taught.history
+    changed = {name for name, tensor in weights(alone).items() if not torch.equal(tensor, dense[name])}
+    assert changed == alone.trained.keys()
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_best_state(tiny_llama: Model) -> None:

@@ -8,13 +8,16 @@ states, after which they are deleted. docs/methods/trsp.md tells the paper's par
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from prunekit.adapters import Adapters, adapt, require_peft
 from prunekit.capture import capture
 from prunekit.contract import Context, Method, Needs
 from prunekit.depth import candidates, count_removed, losses_without, plan_blocks, remove_blocks, smallest
@@ -26,6 +29,7 @@ from prunekit.training import Course, Fade, Objective, Schedule, Trainer
 from prunekit.walk import calibration_of, split
 
 ROUNDS = "gates.json"
+RATES = {"all": 2e-4, "neighbours": 2e-4, "lora": 1e-3}  # adapters bear, and need, larger steps than weights
 
 
 class TRSP(Method):
@@ -62,17 +66,27 @@ class TRSP(Method):
         description="Weight of the dense model's own logits as the target; the rest is the text.",
     )
     fade: float = Field(default=0.5, gt=0, le=1, description="Part of the training in which annealed gates close.")
-    train: Literal["all", "neighbours"] = Field(
-        default="all", description="Train all weights, or those of the blocks next to a chosen one."
+    train: Literal["all", "neighbours", "lora"] = Field(
+        default="all",
+        description="Train all weights, those of the blocks next to a chosen one, or low-rank adapters on the linears.",
     )
+    lora_rank: int = Field(default=16, ge=1, description="Rank of the adapters, where these are trained.")
     epochs: float = Field(default=2, gt=0, description="Passes over the calibration set in stage 2.")
-    learning_rate: float = Field(default=2e-4, gt=0, description="Peak rate of AdamW in stage 2.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Peak rate of AdamW in stage 2; by default 0.0002, and 0.001 for lora."
+    )
     batch: int = Field(default=8, ge=1, description="Sequences per update in stage 2.")
     hold_out: float = Field(
         default=0.1, gt=0, lt=1, description="Part of the calibration set that chooses the best state."
     )
     recompute: bool = Field(default=False, description="Run blocks again on the way back, for less memory.")
     checkpoint_every: int = Field(default=50, ge=1, description="Updates between two checkpoints of stage 2.")
+
+    @model_validator(mode="after")
+    def _peft_is_there(self) -> Self:
+        if self.train == "lora":
+            require_peft()
+        return self
 
     # --- stage 1: which blocks -------------------------------------------------------------------------------------
 
@@ -132,7 +146,9 @@ class TRSP(Method):
         remove_blocks(ctx, plan)
 
     def _train(self, ctx: Context, gone: list[int]) -> None:
-        trainer = self._trainer(ctx, gone)
+        student = ctx.model.load(torch.float32)
+        adapters = self._adapters(ctx, student)
+        trainer = self._trainer(ctx, gone, student, adapters)
         ctx.progress.stage("training", trainer.schedule.updates)
         trainer.run()
         full = trainer.held_out_loss(gate=1.0)
@@ -141,37 +157,57 @@ class TRSP(Method):
         ctx.note(
             f"stage 2: held-out loss without the blocks {first:.4f} -> {best:.4f}; with them, after it, {full:.4f}"
         )
-        ctx.model.commit_state(trainer.student.state_dict(), ctx.notes[noted:])
+        if adapters:
+            adapters.fold()
+        ctx.model.commit_state(student.state_dict(), ctx.notes[noted:])
 
-    def _trainer(self, ctx: Context, gone: list[int]) -> Trainer:
+    def _adapters(self, ctx: Context, student: PreTrainedModel) -> Adapters | None:
+        """Adapters on the linears of the blocks that stay, if they are what is trained."""
+        if self.train != "lora":
+            return None
+        linears = [linear for block in ctx.model.kept for linear in block.linears]
+        return adapt(student, linears, calibration_of(ctx)[:1], self.lora_rank, int(ctx.generator.initial_seed()))
+
+    def _trainer(
+        self, ctx: Context, gone: list[int], student: PreTrainedModel, adapters: Adapters | None = None
+    ) -> Trainer:
         ids, generator = calibration_of(ctx), torch.Generator().manual_seed(0)
         order = torch.randperm(len(ids), generator=generator)
         held = max(1, round(self.hold_out * len(ids)))
         text = ids[order[held:]] if len(ids) > held else ids
-        student = ctx.model.load(torch.float32)
-        teacher = ctx.model.load(torch.float32) if self.distil else None
         batch = min(self.batch, len(text))
         updates = max(1, round(self.epochs * (len(text) // batch)))
         return Trainer(
             student=student,
             stack_path=ctx.model.stack_path,
             answer=capture(ctx.model, [ids[:1]]).answer,
-            teacher=teacher,
-            trained=self._trained(student, ctx, gone),
+            teacher=self._teacher(ctx, student, adapters),
+            trained=adapters.parameters() if adapters else self._trained(student, ctx, gone),
             ids=text,
             held_out=ids[order[:held]],
             objective=Objective(self.distil, self.lambda2, self.norm),
             schedule=Schedule(
-                updates, batch, min(batch, ctx.batch_size), self.learning_rate, save_every=self.checkpoint_every
+                updates,
+                batch,
+                min(batch, ctx.batch_size),
+                self.learning_rate or RATES[self.train],
+                save_every=self.checkpoint_every,
             ),
             course=self._course(gone, updates),
             seed=int(ctx.generator.initial_seed()),
             folder=ctx.work and ctx.work / "stage2",
             recompute=self.recompute,
+            dense=adapters.off if adapters else nullcontext,
             progress=ctx.progress,
         )
 
-    def _trained(self, student: torch.nn.Module, ctx: Context, gone: list[int]) -> dict[str, torch.nn.Parameter]:
+    def _teacher(self, ctx: Context, student: PreTrainedModel, adapters: Adapters | None) -> PreTrainedModel | None:
+        """The dense model, if it is distilled from; with adapters the student is one, without a second copy."""
+        if not self.distil:
+            return None
+        return student if adapters else ctx.model.load(torch.float32)
+
+    def _trained(self, student: nn.Module, ctx: Context, gone: list[int]) -> dict[str, nn.Parameter]:
         """The parameters that training may change, by name."""
         named = dict(student.named_parameters())
         if self.train == "neighbours":

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import contract_checks as checks
+from prunekit import recipe as recipes
+from prunekit.errors import UsageError
+from prunekit.recipe import Recipe
 from prunekit_methods.trsp import ROUNDS, TRSP
 
 Model = Callable[..., Path]
@@ -113,6 +116,28 @@ def test_only_neighbours_of_a_chosen_block_are_trained_when_asked(tiny_llama: Mo
     gone = plan.removed_blocks()[0]
     changed = {int(n.split(".")[2]) for n, t in checks.weights(ctx.model).items() if not torch.equal(before[n], t)}
     assert changed == {gone - 1, gone + 1}
+
+
+def test_adapters_end_as_other_weights_of_the_blocks_that_stay(tiny_llama: Model, tmp_path: Path) -> None:
+    method = TRSP.model_validate(QUICK | {"train": "lora", "lora_rank": 4})
+    folder = tiny_llama(num_hidden_layers=6)
+    ctx = checks.open_context(folder, method, tmp_path / "out", ratio=0.34, ids=COUNTING)
+    before = ctx.model.read(ctx.model.tensors)
+    plan = method.plan(ctx)
+    method.apply(ctx, plan)
+    after = ctx.model.read(name for block in ctx.model.kept for name in ctx.model.block_tensors(block.index))
+    changed = {name for name, tensor in after.items() if not torch.equal(before[name], tensor)}
+    assert changed == {f"{linear.path}.weight" for block in ctx.model.kept for linear in block.linears}
+    assert len(ctx.model.kept) == 4 and {name.split(".")[-2] for name in changed} >= {"q_proj", "down_proj"}
+
+
+def test_without_peft_adapters_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit import adapters
+
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="peft"):
+        recipes.method(Recipe(method="trsp", ratio=0.5, options={"train": "lora"}))
+    assert recipes.method(Recipe(method="trsp", ratio=0.5, options={"train": "neighbours"}))
 
 
 def test_gates_close_together_or_one_after_the_other() -> None:
