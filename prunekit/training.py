@@ -1,47 +1,46 @@
 """Train a whole model in memory while some of its blocks fade out, so that it can be exported without them.
 
-The loss is up to the caller's `Objective`: the language-model loss, the distance to the dense model's logits, and a
-penalty on what the fading blocks still do. The state that is kept is the best one by the loss of the *pruned* model on
-held-out sequences; training can be taken up again from any checkpoint, with the same result on one device. Several
-processes train on a share of the rows each, and keep a share of the weights (`sharding`).
+The loss is up to the caller's `Objective`: the language-model loss, the distance to the dense model's logits and to its
+hidden states, and a penalty on what the fading blocks still do. The state that is kept is the best one by the loss of
+the *pruned* model on held-out sequences; training can be taken up again from any checkpoint, with the same result on
+one device. Several processes train on a share of the rows each, and keep a share of the weights (`sharding`).
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prunekit import processes, sharding, training_state
-from prunekit.capture import HIDDEN, Answer, StandIn, standing_in
-from prunekit.gates import gated
+from prunekit.capture import Answer, standing_in
+from prunekit.fading import Course, Fade, Fading, fade, mismatch, overheard
 from prunekit.progress import Progress
 
-Course = Callable[[int], dict[int, "Fade"]]  # update -> every fading block's part in it
-
-
-@dataclass(frozen=True)
-class Fade:
-    """How far a block is still there, from 1 to 0, and whether what it does is penalised."""
-
-    gate: float
-    penalised: bool = False
+Seen = tuple[Tensor, dict[int, Tensor]]  # logits of the predicted tokens, hidden states after the blocks
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: (1 - distil) CE + distil KL(dense || student) + penalty * sum over P of ||F(x) - x||_q."""
+    """What is minimised, with P the fading blocks.
+
+    (1 - distil) CE + distil KL(dense || student) + match * mismatch(student, dense) + penalty * sum_P ||F(x) - x||_q
+    """
 
     distil: float = 0.0
+    match: float = 0.0
     penalty: float = 0.0
     norm: int = 2
+
+    @property
+    def looks_at_dense(self) -> bool:
+        """Whether a teacher is needed."""
+        return self.distil > 0 or self.match > 0
 
 
 @dataclass(frozen=True)
@@ -63,45 +62,12 @@ class Schedule:
         return self.rate * rising * (1 - update / self.updates)
 
 
-class Fading(StandIn):
-    """A block between 1, itself, and 0, where it is not run; and, if wanted, run again on the way back."""
-
-    def __init__(self, block: nn.Module, answer: Answer, again: bool) -> None:
-        super().__init__(block)
-        self.__dict__.update(answer=answer, again=again, gate=1.0, norm=0, distance=None)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        given = args[0] if args else kwargs[HIDDEN]
-        self.__dict__["distance"] = None
-        if self.gate == 0:
-            return self.answer(given)
-        run = checkpoint if self.again and torch.is_grad_enabled() else _plain
-        result = run(self.block, *args, **({"use_reentrant": False} if run is checkpoint else {}), **kwargs)
-        output = result if isinstance(result, Tensor) else result[0]
-        if self.norm:
-            self.__dict__["distance"] = _distance(output - given, self.norm)
-        mixed = output if self.gate == 1 else gated(output, given, self.gate, "branch")
-        return mixed if isinstance(result, Tensor) else (mixed, *result[1:])
-
-
-def _plain(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return block(*args, **kwargs)
-
-
-def _distance(difference: Tensor, norm: int) -> Tensor:
-    """Mean over sequences of R_q: the Frobenius norm, or the sum of magnitudes over the root of their number.
-
-    The scale of R_1 is ours: it keeps R_1 below R_2, so that one lambda suits both.
-    """
-    each = difference.float().flatten(1)
-    if norm == 2:
-        return each.norm(dim=1).mean()
-    return (each.abs().sum(dim=1) / math.sqrt(each.shape[1])).mean()
-
-
 @dataclass
 class Trainer:
-    """One training run: the student with its fading blocks, the dense teacher, the text, and where it is kept."""
+    """One training run: the student with its fading blocks, the dense teacher, the text, and where it is kept.
+
+    A student that is its own teacher is the dense model inside `dense()`.
+    """
 
     student: PreTrainedModel
     stack_path: str
@@ -117,6 +83,7 @@ class Trainer:
     device: torch.device | None = None  # where several processes train; else it is where the student is
     folder: Path | None = None
     recompute: bool = False
+    dense: Callable[[], AbstractContextManager[None]] = nullcontext
     progress: Progress | None = None
     update: int = 0
     best: float = math.inf
@@ -162,7 +129,7 @@ class Trainer:
         """One update; returns its loss, and changes nothing when that is no number."""
         for group in optimizer.param_groups:
             group["lr"] = self.schedule.rate_at(self.update)
-        _set(blocks, self.course(self.update), self.objective.norm if self.objective.penalty else 0)
+        fade(blocks, self.course(self.update), self.objective.norm if self.objective.penalty else 0)
         rows, total = self._rows(), 0.0
         for part, counts in sharding.parts(rows, self.schedule.micro):
             loss = self._loss(part.to(self.student.device), blocks) * (counts * len(part) / len(rows))
@@ -179,15 +146,33 @@ class Trainer:
 
     def _loss(self, ids: Tensor, blocks: dict[int, Fading]) -> Tensor:
         """The objective on some sequences (b, tokens)."""
-        logits = self._logits(self.student, ids)
+        wanted = self._wanted(ids)
+        logits, states = self._see(self.student, ids)
         loss = (1 - self.objective.distil) * cross_entropy(logits, ids[:, 1:].flatten())
-        if self.teacher is not None:
-            with torch.no_grad():
-                wanted = self._logits(self.teacher, ids)
-            apart = kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean")
+        if wanted is not None:
+            dense, dense_states = wanted
+            dense = dense.log_softmax(-1)
+            apart = kl_div(logits.log_softmax(-1), dense, log_target=True, reduction="batchmean")
             loss = loss + self.objective.distil * apart
+            if self.objective.match:
+                loss = loss + self.objective.match * mismatch(states, dense_states, without=blocks)
         distances = [block.distance for block in blocks.values() if block.distance is not None]
         return loss + self.objective.penalty * torch.stack(distances).sum() if distances else loss
+
+    @torch.no_grad()
+    def _wanted(self, ids: Tensor) -> Seen | None:
+        """What the dense model sees, if there is a teacher; first, for the student's graph must stay as it is."""
+        if self.teacher is None:
+            return None
+        if self.teacher is not self.student:
+            return self._see(self.teacher, ids)
+        with standing_in(self._stack(), self._blocks()), self.dense():  # a stand-in hides the modules of its block
+            return self._see(self.teacher, ids)
+
+    def _see(self, model: PreTrainedModel, ids: Tensor) -> Seen:
+        """A model's logits, and its hidden states where these are matched."""
+        with overheard(self._blocks(model) if self.objective.match else ()) as states:
+            return self._logits(model, ids), states
 
     def _logits(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         """Float32 logits (b * (tokens - 1), vocabulary) of all predicted tokens of sequences (b, tokens).
@@ -197,6 +182,15 @@ class Trainer:
         device = model.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu"):
             return model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+
+    def _stack(self, model: PreTrainedModel | None = None) -> nn.ModuleList:
+        stack = (model or self.student).get_submodule(self.stack_path)
+        assert isinstance(stack, nn.ModuleList)
+        return stack
+
+    def _blocks(self, model: PreTrainedModel | None = None) -> Sequence[nn.Module]:
+        """The blocks themselves, whatever stands in for them."""
+        return [part.block if isinstance(part, Fading) else part for part in self._stack(model)]
 
     def _rows(self) -> Tensor:
         """The sequences of this update: each epoch is a permutation of its own, from the seed alone."""
@@ -208,15 +202,14 @@ class Trainer:
     @contextmanager
     def _fading(self) -> Iterator[dict[int, Fading]]:
         """Stand-ins in the place of all blocks; those of the fading ones by their index."""
-        stack = self.student.get_submodule(self.stack_path)
-        assert isinstance(stack, nn.ModuleList)
+        stack = self._stack()
         stands = [Fading(block, self.answer, self.recompute) for block in stack]
         with standing_in(stack, stands):
             yield {index: stands[index] for index in self.course(0)}
 
     @torch.no_grad()
     def _held_out(self, blocks: dict[int, Fading], gate: float) -> float:
-        _set(blocks, dict.fromkeys(blocks, Fade(gate)))
+        fade(blocks, dict.fromkeys(blocks, Fade(gate)))
         total = 0.0
         for rows, counts in sharding.parts(self.held_out, self.schedule.micro):
             ids = rows.to(self.student.device)
@@ -253,9 +246,3 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.progress:
             self.progress.note(text)
-
-
-def _set(blocks: dict[int, Fading], fades: dict[int, Fade], norm: int = 0) -> None:
-    for index, block in blocks.items():
-        fade = fades[index]
-        block.__dict__.update(gate=fade.gate, norm=norm if fade.penalised else 0)

@@ -4,7 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ import pytest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from forks import Server
 
 CACHE = Path(tempfile.mkdtemp(prefix="prunekit-tests-"))
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
@@ -121,3 +123,31 @@ def tiny_llama(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
         return tiny_model(LlamaConfig(**values | changes), **rest)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
+    """What runs the command line in processes that can be killed."""
+    from forks import Server
+
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """A folder with a random Llama of 4 blocks, `source`, and a text, `text.txt`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from families import config
+
+    folder = tmp_path_factory.mktemp("inputs")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config("llama", num_hidden_layers=4))
+    model.save_pretrained(folder / "source")
+    shutil.copytree(tiny_tokenizer, folder / "source", dirs_exist_ok=True)
+    (folder / "text.txt").write_text("The cat sat on the mat, and the dog sat on the log.\n" * 60)
+    return folder

@@ -49,9 +49,19 @@ class Server:
 
     def run(self, *words: object, cwd: Path, at: int | None = None, number: int = signal.SIGKILL) -> Ended:
         """Run `prunekit` to its end, or until it sends itself a signal before its change `at` of the disk, from 0."""
+        self.start(*words, cwd=cwd, at=at, number=number)
+        return self.wait()
+
+    def start(self, *words: object, cwd: Path, at: int | None = None, number: int = signal.SIGKILL) -> int:
+        """Begin to run `prunekit`, one at a time; the id of its process."""
         assert self.process.stdin is not None and self.process.stdout is not None
         order = {"words": [str(word) for word in words], "cwd": str(cwd), "at": at, "number": int(number)}
         print(json.dumps(order | {"folder": str(self.folder)}), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def wait(self) -> Ended:
+        """The end of what was started."""
+        assert self.process.stdout is not None
         status = int(self.process.stdout.readline())
         out, err, changes = ((self.folder / name).read_text(encoding="utf-8") for name in ("out", "err", "changes"))
         return Ended(os.waitstatus_to_exitcode(status), out, err, changes.splitlines())
@@ -62,7 +72,7 @@ class Server:
 
 
 def serve() -> None:
-    """Read orders from standard input, one JSON object a line; answer each with the status of its child."""
+    """Read orders from standard input, one JSON object a line; answer each with its child's id, then its status."""
     import rich.table  # noqa: F401
 
     from prunekit import pipeline, registry, settings  # noqa: F401
@@ -81,6 +91,7 @@ def serve() -> None:
         if (child := os.fork()) == 0:
             os.close(answers)
             os._exit(_obey(json.loads(line)))
+        os.write(answers, f"{child}\n".encode())
         os.write(answers, f"{os.waitpid(child, 0)[1]}\n".encode())
 
 

@@ -128,7 +128,8 @@ def test_the_page_of_the_command_line_is_up_to_date() -> None:
 def test_the_constraints_pin_every_direct_dependency_within_its_range() -> None:
     project = tomllib.loads(read("pyproject.toml"))["project"]
     pins = dict(line.split("==") for line in read(".ci", "constraints.txt").splitlines() if "==" in line)
-    for text in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+    extras = project["optional-dependencies"].values()
+    for text in (*project["dependencies"], *(text for extra in extras for text in extra)):
         requirement = Requirement(text)
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin, f".ci/constraints.txt does not pin {requirement.name}"

@@ -18,7 +18,7 @@ LAYERS = tuple(
         "text_files text_hub texts token_cache",
         "contract capture collect sharding",
         "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path "
-        "training_state training",
+        "fading training_state training adapters",
         "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",
         "job lockstep pipeline",
         "cli __main__",

@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 
 from contract_checks import bytes_of
-from families import config
 from forks import Ended, Server
 
-BLOCKS = 4
+BLOCKS = 4  # of the model in `inputs`
 STAGED = ".out.prunekit"
 KEPT = "the finished blocks are kept; the same command goes on from them"
 Prune = Callable[..., Ended]
@@ -35,29 +34,6 @@ class Whole:
     def before(self, change: str) -> int:
         """The moment before a change."""
         return self.changes.index(change)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
-    """A folder with a model, `source`, and a text, `text.txt`."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("inputs")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config("llama", num_hidden_layers=BLOCKS))
-    model.save_pretrained(folder / "source")
-    shutil.copytree(tiny_tokenizer, folder / "source", dirs_exist_ok=True)
-    (folder / "text.txt").write_text("The cat sat on the mat, and the dog sat on the log.\n" * 60)
-    return folder
 
 
 def words(inputs: Path, **changes: object) -> list[str]:

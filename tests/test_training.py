@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import contract_checks as checks
+from prunekit.adapters import adapt
 from prunekit.capture import capture
 from prunekit.checkpoint import Checkpoint
+from prunekit.fading import Fade
 from prunekit.model import PrunableModel
-from prunekit.training import Fade, Fading, Objective, Schedule, Trainer
+from prunekit.training import Objective, Schedule, Trainer
 from prunekit.training_state import STATE
 
 Model = Callable[..., Path]
+COUNTING = (torch.arange(16) + torch.arange(8)[:, None]) % 9  # a text that can be learned
 SCHEDULE = Schedule(updates=6, batch=2, micro=1, rate=5e-3, check_every=2, save_every=2)
 
 
@@ -45,6 +48,24 @@ def trainer(source: Path, gone: tuple[int, ...] = (1,), **more: Any) -> Trainer:
     )
 
 
+def adapted(source: Path, **more: Any) -> Trainer:
+    """The same with adapters on the blocks that stay, from the student itself as the dense model."""
+    run = trainer(source, **more)
+    run.student.requires_grad_(False)
+    blocks = PrunableModel.open(Checkpoint.open(source), device="cpu").blocks
+    adapters = adapt(
+        run.student, [linear for block in blocks if block.index != 1 for linear in block.linears], run.ids[:1], 4, 0
+    )
+    return replace(
+        run,
+        trained=adapters.parameters(),
+        teacher=run.student,
+        dense=adapters.off,
+        ids=COUNTING[2:],
+        held_out=COUNTING[:2],
+    )
+
+
 def weights(run: Trainer) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in run.student.state_dict().items()}
 
@@ -57,28 +78,6 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
     rates = [replace(SCHEDULE, updates=100, warmup=0.1).rate_at(update) for update in range(100)]
     assert rates.index(max(rates)) == 9
     assert rates[0] < rates[5] < rates[9] > rates[50] > rates[99] > 0
-
-
-@pytest.mark.parametrize("tuples", [False, True])
-def test_a_fading_block_is_itself_at_one_and_nothing_at_zero(tuples: bool) -> None:
-    class Block(nn.Module):
-        def forward(self, hidden_states: Tensor, scale: float = 2.0) -> Any:
-            return (hidden_states * scale, "rest") if tuples else hidden_states * scale
-
-    x = torch.randn(2, 3, 4)
-    fading = Fading(Block(), lambda hidden: (hidden, "rest") if tuples else hidden, again=False)
-
-    def answer(gate: float) -> Tensor:
-        fading.__dict__.update(gate=gate, norm=2)
-        found = fading(x, scale=3.0)
-        assert isinstance(found, tuple) == tuples
-        return found[0] if tuples else found
-
-    assert torch.equal(answer(1.0), 3 * x)
-    assert torch.allclose(answer(0.5), 2 * x)
-    assert fading.distance.item() == pytest.approx((2 * x).flatten(1).norm(dim=1).mean().item(), rel=1e-6)
-    assert torch.equal(answer(0.0), x)
-    assert fading.distance is None, "a block that is bypassed is not penalised"
 
 
 def test_recomputing_on_the_way_back_changes_no_bit(tiny_llama: Model) -> None:
@@ -107,8 +106,11 @@ def test_training_that_only_hurts_leaves_the_model_as_it_was(tiny_llama: Model) 
     assert same(dense, weights(run))
 
 
+@pytest.mark.parametrize("make", [trainer, adapted])
 @pytest.mark.parametrize("at", [2, 3, 5])
-def test_a_run_that_was_stopped_ends_like_one_that_was_not(at: int, tiny_llama: Model, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(
+    at: int, make: Callable[..., Trainer], tiny_llama: Model, tmp_path: Path
+) -> None:
     class Stop(Exception):
         pass
 
@@ -124,15 +126,27 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(at: int, tiny_llama: 
                 raise Stop
 
     folder = tiny_llama()
-    whole = trainer(folder)
+    whole = make(folder)
     whole.run()
     with pytest.raises(Stop):
-        trainer(folder, folder=tmp_path / "state", progress=Stopper()).run()
-    resumed = trainer(folder, folder=tmp_path / "state")
+        make(folder, folder=tmp_path / "state", progress=Stopper()).run()
+    resumed = make(folder, folder=tmp_path / "state")
     resumed.run()
     assert same(weights(whole), weights(resumed))
     assert resumed.history == whole.history
     assert [path.name for path in (tmp_path / "state").iterdir()] == [STATE]
+
+
+def test_a_student_with_adapters_is_as_good_a_teacher_as_a_second_model(tiny_llama: Model) -> None:
+    folder = tiny_llama()
+    alone, taught = adapted(folder), adapted(folder)
+    taught.teacher = PrunableModel.open(Checkpoint.open(folder), device="cpu").load(torch.float32)
+    dense = weights(alone)
+    for run in (alone, taught):
+        run.run()
+    assert same(weights(alone), weights(taught)) and alone.history == taught.history
+    changed = {name for name, tensor in weights(alone).items() if not torch.equal(tensor, dense[name])}
+    assert changed == alone.trained.keys()
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_best_state(tiny_llama: Model) -> None:

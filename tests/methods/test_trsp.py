@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import contract_checks as checks
+from prunekit import recipe as recipes
+from prunekit.errors import UsageError
+from prunekit.recipe import Recipe
 from prunekit_methods.trsp import ROUNDS, TRSP
 
 Model = Callable[..., Path]
@@ -66,7 +69,7 @@ def test_a_plan_that_was_interrupted_is_the_plan_that_was_not(tiny_llama: Model,
     assert method.plan(resumed) == whole
 
 
-@pytest.mark.parametrize("stage2", ["anneal", "paper"])
+@pytest.mark.parametrize("stage2", ["match", "paper"])
 def test_stage_two_trains_and_the_export_is_what_was_trained(stage2: str, tiny_llama: Model, tmp_path: Path) -> None:
     folder, method = tiny_llama(), TRSP.model_validate(QUICK | {"stage2": stage2})
     before = checks.weights(checks.open_context(folder, method).model)
@@ -75,7 +78,7 @@ def test_stage_two_trains_and_the_export_is_what_was_trained(stage2: str, tiny_l
     method.apply(ctx, plan)
     after = checks.weights(ctx.model)
     assert {name.split(".")[2] for name in after} == {"0", "3"}
-    assert any("stage 2: held-out loss" in note for note in ctx.notes)
+    assert any("stage 2: held-out perplexity" in note for note in ctx.notes)
     assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
 
 
@@ -115,13 +118,47 @@ def test_only_neighbours_of_a_chosen_block_are_trained_when_asked(tiny_llama: Mo
     assert changed == {gone - 1, gone + 1}
 
 
-def test_gates_close_together_or_one_after_the_other() -> None:
-    joint = TRSP(fade=0.5)._course([4, 2], 8)
-    assert [round(joint(update)[4].gate, 2) for update in range(8)] == [1, 0.75, 0.5, 0.25, 0, 0, 0, 0]
-    assert joint(3)[2] == joint(3)[4] and joint(3)[2].penalised and not joint(5)[2].penalised
-    later = TRSP(fade=0.5, order="progressive")._course([4, 2], 8)
-    assert [later(update)[4].gate for update in range(8)] == [1, 0.5, 0, 0, 0, 0, 0, 0]
-    assert [later(update)[2].gate for update in range(8)] == [1, 1, 1, 1, 1, 0.5, 0, 0]
-    assert not later(2)[2].penalised and later(4)[2].penalised
-    paper = TRSP(stage2="paper")._course([4, 2], 8)
-    assert all(paper(update)[2].gate == 1 and paper(update)[2].penalised for update in range(8))
+def test_adapters_end_as_other_weights_of_the_blocks_that_stay(tiny_llama: Model, tmp_path: Path) -> None:
+    method = TRSP.model_validate(QUICK | {"train": "lora", "lora_rank": 4})
+    folder = tiny_llama(num_hidden_layers=6)
+    ctx = checks.open_context(folder, method, tmp_path / "out", ratio=0.34, ids=COUNTING)
+    before = ctx.model.read(ctx.model.tensors)
+    plan = method.plan(ctx)
+    method.apply(ctx, plan)
+    after = ctx.model.read(name for block in ctx.model.kept for name in ctx.model.block_tensors(block.index))
+    changed = {name for name, tensor in after.items() if not torch.equal(before[name], tensor)}
+    assert changed == {f"{linear.path}.weight" for block in ctx.model.kept for linear in block.linears}
+    assert len(ctx.model.kept) == 4 and {name.split(".")[-2] for name in changed} >= {"q_proj", "down_proj"}
+
+
+def test_without_peft_adapters_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit import adapters
+
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="peft"):
+        recipes.method(Recipe(method="trsp", ratio=0.5, options={"train": "lora"}))
+    assert recipes.method(Recipe(method="trsp", ratio=0.5, options={"train": "neighbours"}))
+
+
+def test_the_papers_stage_two_is_its_formula_alone() -> None:
+    paper, match = TRSP(stage2="paper")._objective(), TRSP()._objective()
+    assert (paper.distil, paper.match, paper.penalty, paper.norm) == (0, 0, 1e-3, 2)
+    assert not paper.looks_at_dense and match.looks_at_dense
+
+
+def test_training_that_does_not_help_is_said_and_changes_no_weight(tiny_llama: Model, tmp_path: Path) -> None:
+    folder, method = tiny_llama(), TRSP.model_validate(QUICK | {"learning_rate": 100.0})
+    before = checks.weights(checks.open_context(folder, method).model)
+    ctx = checks.open_context(folder, method, tmp_path / "out")
+    method.apply(ctx, method.plan(ctx))
+    assert any("did not help" in note for note in ctx.notes)
+    assert all(torch.equal(before[name], tensor) for name, tensor in checks.weights(ctx.model).items())
+
+
+def test_wider_models_are_trained_at_lower_rates(tiny_llama: Model) -> None:
+    rates = [
+        method._rate(checks.open_context(tiny_llama(name=str(width), hidden_size=width), method))
+        for method in (TRSP(), TRSP(learning_rate=0.5))
+        for width in (16, 32)
+    ]
+    assert rates == [0.1 / 16, 0.1 / 32, 0.5, 0.5]

@@ -1,0 +1,37 @@
+"""Every recipe that comes with prunekit runs as it is, on a tiny model and a short text."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prunekit.manifest import Manifest
+from prunekit.settings import build
+
+from .conftest import Run
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+LLAMA_2_7B = 32  # the depth of the model whose blocks a recipe names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs_and_what_it_writes_loads(
+    path: Path, run: Run, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("The cat sat on the mat, and the dog sat on the log.\n" * 40)
+    recipe, _ = build(file=path, complete=False)
+    depth = LLAMA_2_7B if recipe.method == "layers" else 12
+    small = [] if recipe.method == "layers" else ["--calib", text, "--samples", 4, "--seq-len", 32]
+    source = tiny_llama(num_hidden_layers=depth, hidden_size=16, intermediate_size=32)
+    quick = ["--no-eval-quick", "--verify", "off", "--quiet"]
+    ended = run("prune", source, "--recipe", path, *small, *quick, "-o", out)
+    assert (ended.exit_code, ended.stdout) == (0, f"{out}\n"), ended.stderr
+
+    done = Manifest.read(out)
+    assert (done.recipe["method"], done.recipe["options"]) == (recipe.method, recipe.options)
+    assert done.result.removed_blocks or done.result.sparsity == pytest.approx(0.5, abs=0.01)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.num_hidden_layers == done.result.blocks
