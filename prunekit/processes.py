@@ -64,12 +64,14 @@ def joined(device: "torch.device") -> Iterator[None]:
     Raises UsageError for a device on which work cannot be shared, and, when another process ends before, ResourceError
     in the first and SystemExit in the others: the one that ended has said why.
     """
+    global _size
     if started() == 1:
         yield
         return
     _connect(device)
     try:
         yield
+        leave()
     except RuntimeError as error:
         if not any(word in str(error) for word in LOST):
             raise
@@ -79,7 +81,7 @@ def joined(device: "torch.device") -> Iterator[None]:
             f"one of the {started()} processes of this run has ended", hint="see what it said"
         ) from error
     finally:
-        leave()
+        _size = 1  # after an error the group goes with the process: to take it down might mean to wait for the others
 
 
 def _connect(device: "torch.device") -> None:

@@ -91,9 +91,8 @@ class Trainer:
     _best_state: dict[str, Tensor] = field(default_factory=dict)  # of several processes: each one's share
 
     def __post_init__(self) -> None:
-        for model in (self.student, self.teacher):
-            if model is not None:
-                sharding.spread(model, self.stack_path, self.device or model.device)
+        for model in dict.fromkeys((self.student, self.teacher or self.student)):
+            sharding.spread(model, self.stack_path, self.device or model.device)
         parameters = dict(self.student.named_parameters())  # others than before, where they were shared out
         self.trained = {name: parameters[name] for name in self.trained}
 
