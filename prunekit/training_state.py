@@ -32,8 +32,8 @@ def save(
     for name, parameter in trained.items():
         tensors[f"weight/{name}"] = gathered(parameter.detach()).contiguous()
         tensors[f"best/{name}"] = gathered(best[name], parameter).contiguous()
-        for key in ("step", *MOMENTS):
-            tensors[f"{key}/{name}"] = gathered(optimizer.state[parameter][key]).contiguous()
+        for key, value in optimizer.state[parameter].items():  # none of a parameter that nothing has moved yet
+            tensors[f"{key}/{name}"] = gathered(value).contiguous()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{STATE}.partial"
@@ -51,12 +51,14 @@ def resume(
         notes = processes.from_first(None if saved is None else json.loads(saved.metadata()["notes"]))
         if notes is None:
             return None
+        names = set() if saved is None else set(saved.keys())
         for name, parameter in trained.items():
             kinds = ("weight", "best", "step", *MOMENTS)
-            found = {kind: None if saved is None else saved.get_tensor(f"{kind}/{name}") for kind in kinds}
+            found = {kind: saved.get_tensor(f"{kind}/{name}") if f"{kind}/{name}" in names else None for kind in kinds}
             step = processes.from_first(None if found["step"] is None else found["step"].item())
             parameter.copy_(scattered(found["weight"], parameter))
             best[name] = own(scattered(found["best"], parameter)).cpu()
-            optimizer.state[parameter] = {key: scattered(found[key], parameter) for key in MOMENTS}
-            optimizer.state[parameter]["step"] = torch.tensor(step)
+            if step is not None:
+                optimizer.state[parameter] = {key: scattered(found[key], parameter) for key in MOMENTS}
+                optimizer.state[parameter]["step"] = torch.tensor(step)
     return best, notes

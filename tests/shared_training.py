@@ -16,25 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit import processes
-from prunekit.progress import Silent
 from prunekit.sharding import whole, whole_state
 from prunekit.training import Trainer
-from test_training import SCHEDULE, trainer
-
-
-class Stop(Exception):
-    pass
-
-
-class Stopper(Silent):
-    """Ends a run after its third update."""
-
-    left = 3
-
-    def step(self, text: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Stop
+from test_training import SCHEDULE, Stop, Stopper, trainer
 
 
 def trained(source: Path, **more: Any) -> tuple[Trainer, list[float]]:
@@ -62,7 +46,7 @@ def main(source: Path, folder: Path) -> None:
     with processes.joined(torch.device("cpu")):
         write(*trained(source), folder / "whole.safetensors")
         with suppress(Stop):
-            trained(source, folder=kept, progress=Stopper())
+            trained(source, folder=kept, progress=Stopper(3))
         write(*trained(source, folder=kept), folder / "resumed.safetensors")
 
 

@@ -17,6 +17,7 @@ from prunekit.capture import capture
 from prunekit.checkpoint import Checkpoint
 from prunekit.fading import Fade
 from prunekit.model import PrunableModel
+from prunekit.progress import Silent
 from prunekit.training import Objective, Schedule, Trainer
 from prunekit.training_state import STATE
 
@@ -74,6 +75,22 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+class Stop(Exception):
+    pass
+
+
+class Stopper(Silent):
+    """Ends a run after some updates."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def step(self, text: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Stop
+
+
 def test_the_rate_rises_then_falls_to_nothing() -> None:
     rates = [replace(SCHEDULE, updates=100, warmup=0.1).rate_at(update) for update in range(100)]
     assert rates.index(max(rates)) == 9
@@ -111,25 +128,11 @@ def test_training_that_only_hurts_leaves_the_model_as_it_was(tiny_llama: Model) 
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(
     at: int, make: Callable[..., Trainer], tiny_llama: Model, tmp_path: Path
 ) -> None:
-    class Stop(Exception):
-        pass
-
-    class Stopper:
-        def __init__(self) -> None:
-            self.steps = 0
-
-        def stage(self, title: str, total: int) -> None: ...
-        def note(self, text: str) -> None: ...
-        def step(self, text: str = "") -> None:
-            self.steps += 1
-            if self.steps == at:
-                raise Stop
-
     folder = tiny_llama()
     whole = make(folder)
     whole.run()
     with pytest.raises(Stop):
-        make(folder, folder=tmp_path / "state", progress=Stopper()).run()
+        make(folder, folder=tmp_path / "state", progress=Stopper(at)).run()
     resumed = make(folder, folder=tmp_path / "state")
     resumed.run()
     assert same(weights(whole), weights(resumed))
@@ -178,3 +181,18 @@ def test_every_epoch_shows_every_sequence_once_in_an_order_of_its_own(tiny_llama
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(run.ids.tolist())
     assert epochs[0] != epochs[1]
     assert json.dumps(epochs[0]) != json.dumps(run.ids.tolist())
+
+
+def test_a_block_that_is_out_from_the_beginning_is_not_moved_and_does_not_stop_a_checkpoint(
+    tiny_llama: Model, tmp_path: Path
+) -> None:
+    folder, gone = tiny_llama(), {"course": lambda _: {1: Fade(0.0)}}
+    whole = trainer(folder, **gone)
+    dense = weights(whole)
+    whole.run()
+    with pytest.raises(Stop):
+        trainer(folder, folder=tmp_path / "state", progress=Stopper(3), **gone).run()
+    resumed = trainer(folder, folder=tmp_path / "state", **gone)
+    resumed.run()
+    assert same(weights(whole), weights(resumed))
+    assert all(torch.equal(dense[name], part) for name, part in weights(resumed).items() if ".layers.1." in name)

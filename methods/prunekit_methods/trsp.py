@@ -9,6 +9,7 @@ hidden states, after which they are gone. docs/methods/trsp.md tells the paper's
 
 import json
 import math
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -258,15 +259,21 @@ class TRSP(Method):
         return student if adapters else ctx.model.load(torch.float32)
 
     def _trained(self, student: nn.Module, ctx: Context, gone: list[int]) -> dict[str, nn.Parameter]:
-        """The parameters that training may change, by name."""
+        """The parameters that training may change, by name; none of blocks that are out from the beginning."""
         named = dict(student.named_parameters())
         if self.train == "neighbours":
             near = {index + step for index in gone for step in (-1, 0, 1)}
-            inside = tuple(f"{block.path}." for block in ctx.model.blocks if block.index in near)
-            named = {name: part for name, part in named.items() if name.startswith(inside)}
+            named = {name: part for name, part in named.items() if name.startswith(_paths(ctx, near))}
+        if self.stage2 == "match" and self.fade == 0 and self.order == "joint":
+            named = {name: part for name, part in named.items() if not name.startswith(_paths(ctx, gone))}
         for part in named.values():
             part.requires_grad_()
         return named
+
+
+def _paths(ctx: Context, indices: Collection[int]) -> tuple[str, ...]:
+    """What the names of the parameters of some blocks begin with."""
+    return tuple(f"{block.path}." for block in ctx.model.blocks if block.index in indices)
 
 
 def _read_rounds(work: Path | None) -> list[dict]:
