@@ -161,4 +161,4 @@ def test_wider_models_are_trained_at_lower_rates(tiny_llama: Model) -> None:
         for method in (TRSP(), TRSP(learning_rate=0.5))
         for width in (16, 32)
     ]
-    assert rates == [0.1 / 16, 0.1 / 32, 0.5, 0.5]
+    assert rates == [0.15 / 16, 0.15 / 32, 0.5, 0.5]
