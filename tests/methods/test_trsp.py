@@ -119,7 +119,7 @@ def test_only_neighbours_of_a_chosen_block_are_trained_when_asked(tiny_llama: Mo
 
 
 def test_adapters_end_as_other_weights_of_the_blocks_that_stay(tiny_llama: Model, tmp_path: Path) -> None:
-    method = TRSP.model_validate(QUICK | {"train": "lora", "lora_rank": 4})
+    method = TRSP.model_validate(QUICK | {"train": "lora", "lora_rank": 4, "distil": 0, "match": 0})
     folder = tiny_llama(num_hidden_layers=6)
     ctx = checks.open_context(folder, method, tmp_path / "out", ratio=0.34, ids=COUNTING)
     before = ctx.model.read(ctx.model.tensors)
