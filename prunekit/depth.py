@@ -113,8 +113,11 @@ def _branch(ctx: Context, batches: Sequence[Tensor], totals: dict[int, float], r
 
 
 def _groups(ctx: Context, batches: Sequence[Tensor], branches: int) -> list[list[Tensor]]:
-    """The batches in groups whose hidden states, once per branch and once more, fit WAITING_BYTES."""
+    """The batches in groups whose hidden states, once per branch and once more, fit WAITING_BYTES.
+
+    With all weights in memory nothing is read anew for each group, and a batch goes by itself.
+    """
     width = ctx.model.config.get_text_config().hidden_size
     each = batches[0].numel() * width * ctx.model.dtype.itemsize * (branches + 1)
-    count = max(1, WAITING_BYTES // each)
+    count = 1 if ctx.model.is_resident else max(1, WAITING_BYTES // each)
     return [list(batches[start : start + count]) for start in range(0, len(batches), count)]

@@ -12,9 +12,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from prunekit.capture import logits_of
+from prunekit.loss import loss_and_slope
 from prunekit.model import PrunableModel
 from prunekit.walk import Stream
 
@@ -66,11 +66,10 @@ class GatedLoss:
             for batch, output in zip(batches, outputs, strict=True):
                 x, ids = output.detach().requires_grad_(), self.stream.batches[batch]
                 with torch.enable_grad():
-                    logits = logits_of(self.model, ids, x, self.stream.answer)[:, :-1]
-                    targets = ids[:, 1:].to(logits.device)
-                    loss = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-                gradients += torch.autograd.grad(loss, x)
-                total += loss.item()
+                    logits = logits_of(self.model, ids, x, self.stream.answer)
+                loss, slope = loss_and_slope(logits.detach(), ids)
+                gradients += torch.autograd.grad(logits, x, slope)
+                total += loss
         return total, gradients
 
     def _backward(
@@ -94,9 +93,12 @@ class GatedLoss:
                     slopes[block.index] += slope.double().item()
 
     def _groups(self) -> Iterator[list[int]]:
-        """Batches whose hidden states before all blocks fit WAITING_BYTES, or one batch."""
+        """Batches that go together: where blocks are read anew for each group, as many as fit WAITING_BYTES, else one.
+
+        What waits are the hidden states before all blocks.
+        """
         hidden = self.stream.hidden[0]
         each = hidden.numel() * hidden.element_size() * len(self.model.kept)
-        count = max(1, WAITING_BYTES // each)
+        count = 1 if self.model.is_resident else max(1, WAITING_BYTES // each)
         for start in range(0, len(self.stream.batches), count):
             yield list(range(start, min(start + count, len(self.stream.batches))))

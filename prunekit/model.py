@@ -120,6 +120,11 @@ class PrunableModel:
         finally:
             self._resident = False
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether all weights are in memory, so that reading a block costs nothing."""
+        return self._resident
+
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """A copy of the source model, whole, on the run's device; for methods that train."""
         loaded = load_whole(self.checkpoint, dtype=dtype, trust_remote_code=self.trust_remote_code)
