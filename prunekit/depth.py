@@ -81,7 +81,7 @@ def losses_without(ctx: Context, tried: Collection[int], removed: Collection[int
     batches = processes.share(split(ids, ctx.batch_size))
     width = ctx.model.config.get_text_config().hidden_size
     state = ctx.batch_size * ids.shape[1] * width * ctx.model.dtype.itemsize
-    for group in grouped(batches, state * (len(totals) + 1)):
+    for group in grouped(batches, state * (len(totals) + 1), ctx.model.is_resident):
         forwards = _branch(ctx, group, totals, removed)
     summed = zip(totals, processes.summed(list(totals.values())), strict=True)
     return {block: total / (ids.shape[0] * (ids.shape[1] - 1)) for block, total in summed}, forwards

@@ -12,10 +12,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from prunekit import processes
 from prunekit.capture import logits_of
+from prunekit.loss import loss_and_slope
 from prunekit.model import PrunableModel
 from prunekit.walk import Stream, grouped
 
@@ -70,11 +70,10 @@ class GatedLoss:
             for batch, output in zip(batches, outputs, strict=True):
                 x, ids = output.detach().requires_grad_(), self.stream.batches[batch]
                 with torch.enable_grad():
-                    logits = logits_of(self.model, ids, x, self.stream.answer)[:, :-1]
-                    targets = ids[:, 1:].to(logits.device)
-                    loss = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-                gradients += torch.autograd.grad(loss, x)
-                total += loss.item()
+                    logits = logits_of(self.model, ids, x, self.stream.answer)
+                loss, slope = loss_and_slope(logits.detach(), ids)
+                gradients += torch.autograd.grad(logits, x, slope)
+                total += loss
         return total, gradients
 
     def _backward(
@@ -100,4 +99,4 @@ class GatedLoss:
     def _groups(self) -> list[Sequence[int]]:
         """The batches in groups whose hidden states before all blocks may wait at once."""
         hidden = max((state.nbytes for state in self.stream.hidden), default=1)
-        return grouped(range(len(self.stream.batches)), hidden * len(self.model.kept))
+        return grouped(range(len(self.stream.batches)), hidden * len(self.model.kept), self.model.is_resident)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -28,6 +29,22 @@ def summed_loss(logits: Tensor, ids: Tensor) -> float:
     """Cross entropy of windows (b, w), summed over their w - 1 predicted tokens, from logits (b, w, vocabulary)."""
     rows = zip(logits, ids, strict=True)
     return sum(_loss(row[:-1], target[1:].to(row.device)) for row, target in rows)
+
+
+def loss_and_slope(logits: Tensor, ids: Tensor) -> tuple[float, Tensor]:
+    """The summed loss of windows (b, w), and its gradient in their logits (b, w, vocabulary).
+
+    Autograd would keep several tensors of that size; here the result is the only one.
+    """
+    total, slope = 0.0, torch.zeros_like(logits)
+    rows = max(1, CHUNK // logits.shape[-1])
+    for row, target, out in zip(logits, ids, slope, strict=True):
+        parts = (part.split(rows) for part in (row[:-1], target[1:, None].to(row.device), out[:-1]))
+        for a, b, part in zip(*parts, strict=True):
+            shares = a.float().log_softmax(-1)  # (t, vocabulary)
+            total -= shares.gather(1, b).double().sum().item()
+            part.copy_(shares.exp_().scatter_add_(1, b, -torch.ones_like(b, dtype=shares.dtype)))
+    return total, slope
 
 
 def _loss(logits: Tensor, target: Tensor) -> float:

@@ -121,6 +121,11 @@ class PrunableModel:
         finally:
             self._resident = False
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether all weights are in memory, so that reading a block costs nothing."""
+        return self._resident
+
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """A copy of the source model, whole, for methods that train.
 

@@ -195,7 +195,8 @@ class Trainer:
         """The sequences of this update: each epoch is a permutation of its own, from the seed alone."""
         count, batch = len(self.ids), min(self.schedule.batch, len(self.ids))
         epoch, place = divmod(self.update, count // batch)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        seed = (self.seed * 1_000_003 + epoch) % 2**63  # what a generator takes
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         return self.ids[order[place * batch : (place + 1) * batch]]
 
     @contextmanager

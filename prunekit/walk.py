@@ -188,9 +188,12 @@ def split(ids: Tensor, batch_size: int) -> list[Tensor]:
     return list(ids.split(batch_size))
 
 
-def grouped(batches: Sequence[T], each: int) -> list[Sequence[T]]:
-    """Batches in groups whose hidden states, so many bytes `each`, fit WAITING_BYTES, or one by one."""
-    count = max(1, WAITING_BYTES // each)
+def grouped(batches: Sequence[T], each: int, resident: bool) -> list[Sequence[T]]:
+    """Batches in groups whose hidden states, so many bytes `each`, fit WAITING_BYTES, or one by one.
+
+    Each group reads the blocks anew. Of a resident model none is read, so nothing need wait for others.
+    """
+    count = 1 if resident else max(1, WAITING_BYTES // each)
     return [batches[start : start + count] for start in range(0, len(batches), count)]
 
 

@@ -61,7 +61,10 @@ def test_groups_of_batches_and_weights_in_memory_change_nothing(
     one, slopes = loss.gradient(at)
     monkeypatch.setattr(walk, "WAITING_BYTES", 1)
     assert len(loss._groups()) == 4
+    monkeypatch.undo()
+    assert len(loss._groups()) == 1
     with model.resident():
+        assert len(loss._groups()) == 4, "nothing is read, so nothing need wait"
         other, others = loss.gradient(at)
     assert other == pytest.approx(one, rel=1e-12)
     assert torch.allclose(others, slopes, rtol=1e-6)

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from prunekit import loss
 from prunekit.errors import PrunekitError
-from prunekit.loss import mean_loss
+from prunekit.loss import loss_and_slope, mean_loss, summed_loss
 
 
 def test_the_loss_is_the_mean_over_windows_of_the_mean_over_positions() -> None:
@@ -32,6 +33,19 @@ def test_batches_and_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPat
 def test_the_loss_of_bfloat16_logits_is_computed_in_float32() -> None:
     logits, ids = (torch.randn(2, 6, 50) * 4).bfloat16(), torch.randint(50, (2, 6))
     assert mean_loss([logits], ids) == pytest.approx(mean_loss([logits.double().float()], ids), rel=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_slope_of_the_loss_is_the_one_that_autograd_finds(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK", 40)  # three positions at a time
+    logits, ids = torch.randn(3, 8, 13).to(dtype).requires_grad_(), torch.randint(13, (3, 8))
+    expected = cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    (wanted,) = torch.autograd.grad(expected, logits)
+    total, slope = loss_and_slope(logits.detach(), ids)
+    assert total == pytest.approx(expected.item(), rel=1e-6) == summed_loss(logits.detach(), ids)
+    assert slope.dtype == dtype and torch.allclose(slope, wanted, atol=1e-6)
 
 
 def test_logits_of_too_few_windows_are_an_error() -> None:

@@ -169,8 +169,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_best_state(tiny_ll
     assert notes == ["update 1: the loss is nan; the best state so far is kept"]
 
 
-def test_every_epoch_shows_every_sequence_once_in_an_order_of_its_own(tiny_llama: Model) -> None:
-    run = trainer(tiny_llama())
+@pytest.mark.parametrize("seed", [0, 2**62])
+def test_every_epoch_shows_every_sequence_once_in_an_order_of_its_own(seed: int, tiny_llama: Model) -> None:
+    run = trainer(tiny_llama(), seed=seed)
     epochs = []
     for epoch in range(2):
         rows = []
