@@ -54,7 +54,8 @@ def resume(
         names = set() if saved is None else set(saved.keys())
         for name, parameter in trained.items():
             kinds = ("weight", "best", "step", *MOMENTS)
-            found = {kind: saved.get_tensor(f"{kind}/{name}") if f"{kind}/{name}" in names else None for kind in kinds}
+            keys = {kind: f"{kind}/{name}" for kind in kinds}
+            found = {kind: saved.get_tensor(key) if saved and key in names else None for kind, key in keys.items()}
             step = processes.from_first(None if found["step"] is None else found["step"].item())
             parameter.copy_(scattered(found["weight"], parameter))
             best[name] = own(scattered(found["best"], parameter)).cpu()
