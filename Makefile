@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c .ci/constraints.txt
 READY := $(VENV)/ready
 CODE := prunekit methods tests docs/scripts
-DEMO := .demo/sample-sparsegpt-50
+DEMO := .demo/sample-trsp-30
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fix docs wheel-test sample-model clean
@@ -25,9 +25,9 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(PIP) -e '.[dev]'
 	@touch $(READY)
 
-demo: setup  ## prune the bundled sample to 50 % zeros and compare it with the original
+demo: setup  ## take 30 % of the bundled sample's blocks out and compare the result with the original
 	@mkdir -p $(dir $(DEMO))
-	$(BIN)/prunekit prune sample --method sparsegpt --ratio 0.5 --samples 64 --output $(DEMO) --force --offline
+	$(BIN)/prunekit prune sample --method trsp --ratio 0.3 --samples 64 --output $(DEMO) --force --offline
 	$(BIN)/prunekit eval $(DEMO) --baseline sample --windows 64 --offline
 
 test: setup  ## run the tests
