@@ -31,7 +31,7 @@ demo: setup  ## take 30 % of the bundled sample's blocks out and compare the res
 	$(BIN)/prunekit eval $(DEMO) --baseline sample --windows 64 --offline
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: setup  ## lint, formatting and types
 	$(BIN)/ruff check $(CODE)

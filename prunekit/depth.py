@@ -56,8 +56,8 @@ def plan_blocks(ctx: Context, method: str, removed: Iterable[int], evidence: dic
     return PrunePlan(method=method, ratio=ratio, actions=actions, evidence=evidence or {})
 
 
-def remove_blocks(ctx: Context, plan: PrunePlan) -> None:
-    """Take the plan's blocks out of the model, and record what it computes without them."""
+def check_removal(ctx: Context, plan: PrunePlan) -> tuple[int, ...]:
+    """The blocks that a plan, which a person may have edited, takes out; raises InputError when it cannot be done."""
     gone, depth = plan.removed_blocks(), len(ctx.model.blocks)
     if len(gone) < len(plan.actions):
         other = next(action for action in plan.actions if not isinstance(action, RemoveBlock))
@@ -65,7 +65,12 @@ def remove_blocks(ctx: Context, plan: PrunePlan) -> None:
     if not gone or gone[-1] >= depth:
         raise InputError(f"the plan removes blocks {list(gone)}; expected some of 0 to {depth - 1}")
     plan_removal(ctx.model, gone)
-    ctx.model.removed = frozenset(gone)
+    return gone
+
+
+def remove_blocks(ctx: Context, plan: PrunePlan) -> None:
+    """Take the plan's blocks out of the model, and record what it computes without them."""
+    ctx.model.removed = frozenset(check_removal(ctx, plan))
     record_probe(ctx)
 
 

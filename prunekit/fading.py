@@ -58,8 +58,10 @@ class Fading(StandIn):
         self.__dict__["distance"] = None
         if self.gate == 0:
             return self.answer(given)
-        run = checkpoint if self.again and torch.is_grad_enabled() else _plain
-        result = run(self.block, *args, **({"use_reentrant": False} if run is checkpoint else {}), **kwargs)
+        if self.again and torch.is_grad_enabled():
+            result = checkpoint(self.block, *args, use_reentrant=False, **kwargs)
+        else:
+            result = self.block(*args, **kwargs)
         output = _hidden(result)
         if self.norm:
             self.__dict__["distance"] = _distance(output - given, self.norm)
@@ -93,16 +95,15 @@ def mismatch(found: Mapping[int, Tensor], dense: Mapping[int, Tensor], without: 
 
     Relative for each token: a few tokens of a language model have hidden states a thousand times as long as the rest.
     """
-    apart = [
-        ((found[place] - dense[place]).float().square().sum(-1) / dense[place].float().square().sum(-1)).mean()
-        for place in found
-        if place not in without
-    ]
-    return torch.stack(apart).mean()
+    return torch.stack([_relative(found[place], dense[place]) for place in found if place not in without]).mean()
 
 
-def _plain(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return block(*args, **kwargs)
+def _relative(found: Tensor, dense: Tensor) -> Tensor:
+    """Mean of ||h - h_dense||^2 / ||h_dense||^2 over tokens; a dense state of zero is compared as it is."""
+    dense = dense.float()
+    size = dense.square().sum(-1)
+    apart = (found.float() - dense).square().sum(-1)
+    return (apart / size.where(size > 0, 1)).mean()
 
 
 def _hidden(result: Any) -> Tensor:

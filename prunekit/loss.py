@@ -1,5 +1,6 @@
 """The language-model loss of logits that come in batches, computed a bounded number of positions at a time."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -45,6 +46,14 @@ def loss_and_slope(logits: Tensor, ids: Tensor) -> tuple[float, Tensor]:
             total -= shares.gather(1, b).double().sum().item()
             part.copy_(shares.exp_().scatter_add_(1, b, -torch.ones_like(b, dtype=shares.dtype)))
     return total, slope
+
+
+def exp_or_inf(loss: float) -> float:
+    """The exponential of a loss; infinity when that is too large for a float."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def _loss(logits: Tensor, target: Tensor) -> float:

@@ -192,7 +192,8 @@ class PrunableModel:
             names = self.block_tensors(block.index)
             self.edits.write_block(block.index, {name: self._as_stored(name, state[name]) for name in names})
         outside = [name for name in self.tensors if not name.startswith(f"{self.stack_path}.") and name in state]
-        self.edits.write_block("outside", {name: self._as_stored(name, state[name]) for name in outside}, notes)
+        tensors = {name: self._as_stored(name, state[name]).clone() for name in outside}  # tied ones must not be shared
+        self.edits.write_block("outside", tensors, notes)
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor in its stored dtype; what the compute dtype could not hold and nobody changed is the source's."""

@@ -1,9 +1,9 @@
 """Train a whole model in memory while some of its blocks fade out, so that it can be exported without them.
 
 The loss is up to the caller's `Objective`: the language-model loss, the distance to the dense model's logits and to its
-hidden states, and a penalty on what the fading blocks still do. The state that is kept is the best one by the loss of
-the *pruned* model on held-out sequences; training can be taken up again from any checkpoint, with the same result on
-one device. Several processes train on a share of the rows each, and keep a share of the weights (`sharding`).
+hidden states, and a penalty on what the fading blocks still do. The state that is kept is the best one of the *pruned*
+model on held-out sequences; training can be taken up again from where it was saved, with the same result on a CPU.
+Several processes train on a share of the rows each, and keep a share of the weights (`sharding`).
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,18 @@ class Schedule:
         return self.rate * rising * (1 - update / self.updates)
 
 
+class Look(NamedTuple):
+    """What the pruned model was worth on the held-out sequences after some updates.
+
+    `loss` is the language-model loss. States are chosen by `judged`, (1 - distil) loss + distil KL(dense || student):
+    a text that the dense model knows by heart would speak against every change, were it asked alone.
+    """
+
+    update: int
+    loss: float
+    judged: float
+
+
 @dataclass
 class Trainer:
     """One training run: the student with its fading blocks, the dense teacher, the text, and where it is kept.
@@ -86,8 +99,8 @@ class Trainer:
     dense: Callable[[], AbstractContextManager[None]] = nullcontext
     progress: Progress | None = None
     update: int = 0
-    best: float = math.inf
-    history: list[tuple[int, float]] = field(default_factory=list)
+    best: Look | None = None
+    history: list[Look] = field(default_factory=list)
     _best_state: dict[str, Tensor] = field(default_factory=dict)  # of several processes: each one's share
 
     def __post_init__(self) -> None:
@@ -114,15 +127,15 @@ class Trainer:
                 if keeps and self.update % self.schedule.save_every == 0:
                     self._save(optimizer)
                 if self.progress:
-                    self.progress.step(f"loss {loss:.4f}, held-out pruned loss {self.best:.4f}")
+                    self.progress.step(f"loss {loss:.4f}, best on held-out text {self.best.loss:.4f}")
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 sharding.own(parameter).copy_(self._best_state[name])
 
     def held_out_loss(self, gate: float) -> float:
-        """Mean loss of the held-out sequences with all fading blocks at this gate."""
+        """Mean language-model loss of the held-out sequences with all fading blocks at this gate."""
         with self._fading() as blocks:
-            return self._held_out(blocks, gate)
+            return self._held_out(blocks, gate).loss
 
     def _step(self, optimizer: torch.optim.Optimizer, blocks: dict[int, Fading]) -> float:
         """One update; returns its loss, and changes nothing when that is no number."""
@@ -145,18 +158,15 @@ class Trainer:
 
     def _loss(self, ids: Tensor, blocks: dict[int, Fading]) -> Tensor:
         """The objective on some sequences (b, tokens)."""
-        wanted = self._wanted(ids)
+        wanted, goal = self._wanted(ids), self.objective
         logits, states = self._see(self.student, ids)
-        loss = (1 - self.objective.distil) * cross_entropy(logits, ids[:, 1:].flatten())
-        if wanted is not None:
-            dense, dense_states = wanted
-            dense = dense.log_softmax(-1)
-            apart = kl_div(logits.log_softmax(-1), dense, log_target=True, reduction="batchmean")
-            loss = loss + self.objective.distil * apart
-            if self.objective.match:
-                loss = loss + self.objective.match * mismatch(states, dense_states, without=blocks)
+        loss = (1 - goal.distil) * cross_entropy(logits, ids[:, 1:].flatten())
+        if wanted and goal.distil:
+            loss = loss + goal.distil * _apart(logits, wanted[0], "batchmean")
+        if wanted and goal.match:
+            loss = loss + goal.match * mismatch(states, wanted[1], without=blocks)
         distances = [block.distance for block in blocks.values() if block.distance is not None]
-        return loss + self.objective.penalty * torch.stack(distances).sum() if distances else loss
+        return loss + goal.penalty * torch.stack(distances).sum() if distances else loss
 
     @torch.no_grad()
     def _wanted(self, ids: Tensor) -> Seen | None:
@@ -208,28 +218,31 @@ class Trainer:
             yield {index: stands[index] for index in self.course(0)}
 
     @torch.no_grad()
-    def _held_out(self, blocks: dict[int, Fading], gate: float) -> float:
+    def _held_out(self, blocks: dict[int, Fading], gate: float) -> Look:
         fade(blocks, dict.fromkeys(blocks, Fade(gate)))
-        total = 0.0
+        loss = apart = 0.0
         for rows, counts in sharding.parts(self.held_out, self.schedule.micro):
             ids = rows.to(self.student.device)
-            found = cross_entropy(self._logits(self.student, ids), ids[:, 1:].flatten(), reduction="sum").item()
-            total += counts * found
-        (total,) = processes.summed([total])
-        return total / (self.held_out.shape[0] * (self.held_out.shape[1] - 1))
+            wanted = self._wanted(ids) if self.objective.distil else None
+            logits = self._logits(self.student, ids)
+            loss += counts * cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item()
+            apart += counts * _apart(logits, wanted[0], "sum").item() if wanted else 0.0
+        predicted, distil = self.held_out.shape[0] * (self.held_out.shape[1] - 1), self.objective.distil
+        loss, apart = (total / predicted for total in processes.summed([loss, apart]))
+        return Look(self.update, loss, (1 - distil) * loss + distil * apart)
 
     def _look(self, blocks: dict[int, Fading]) -> None:
         """Measure the pruned model on the held-out sequences; keep the state if it is the best."""
         found = self._held_out(blocks, 0.0)
-        self.history.append((self.update, found))
-        if found < self.best or not self._best_state:
+        self.history.append(found)
+        if self.best is None or not self.best.judged <= found.judged:  # a NaN is better than nothing only
             self.best = found
             self._best_state = {
                 name: sharding.own(part.detach()).to("cpu", copy=True) for name, part in self.trained.items()
             }
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
-        notes = {"update": self.update, "best": self.best, "history": self.history}
+        notes = {"update": self.update, "best": self.best, "history": self.history}  # as lists of numbers
         training_state.save(self.folder, self.trained, optimizer, self._best_state, notes)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -238,11 +251,18 @@ class Trainer:
         if found is None:
             return False
         self._best_state, notes = found
-        self.update, self.best = notes["update"], notes["best"]
-        self.history = [(update, loss) for update, loss in notes["history"]]
+        self.update, self.best = notes["update"], Look(*notes["best"])
+        self.history = [Look(*each) for each in notes["history"]]
+        for _ in range(self.update if self.progress else 0):
+            self.progress.step("from before")
         self._say(f"training goes on from update {self.update}")
         return True
 
     def _say(self, text: str) -> None:
         if self.progress:
             self.progress.note(text)
+
+
+def _apart(logits: Tensor, dense: Tensor, reduction: str) -> Tensor:
+    """KL(dense || student) over predicted tokens, from logits (n, vocabulary)."""
+    return kl_div(logits.log_softmax(-1), dense.log_softmax(-1), log_target=True, reduction=reduction)

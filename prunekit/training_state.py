@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunekit import processes
 from prunekit.sharding import gathered, own, scattered
+from prunekit.staging import storage_errors, sync
 
 STATE = "training.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -27,18 +28,22 @@ def save(
     best: dict[str, Tensor],
     notes: dict[str, Any],
 ) -> None:
-    """Write everything to one file that appears whole."""
+    """Write everything to one file that appears whole; raises ResourceError when the disk is full."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained.items():
         tensors[f"weight/{name}"] = gathered(parameter.detach()).contiguous()
         tensors[f"best/{name}"] = gathered(best[name], parameter).contiguous()
         for key, value in optimizer.state[parameter].items():  # none of a parameter that nothing has moved yet
             tensors[f"{key}/{name}"] = gathered(value).contiguous()
-    if folder is not None:
+    if folder is None:
+        return
+    path, partial = folder / STATE, folder / f"{STATE}.partial"
+    with storage_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{STATE}.partial"
         save_file(tensors, partial, {"notes": json.dumps(notes)})
-        partial.replace(folder / STATE)
+        sync(partial)
+        partial.replace(path)
+        sync(folder)
 
 
 def resume(

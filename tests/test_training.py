@@ -109,9 +109,9 @@ def test_training_ends_with_the_state_of_the_best_held_out_loss(tiny_llama: Mode
     run = trainer(tiny_llama())
     dense = weights(run)
     run.run()
-    assert [update for update, _ in run.history] == [0, 2, 4, 6]
-    assert run.best == min(loss for _, loss in run.history)
-    assert run.held_out_loss(gate=0.0) == pytest.approx(run.best, rel=1e-6)
+    assert [look.update for look in run.history] == [0, 2, 4, 6]
+    assert run.best is min(run.history, key=lambda look: look.judged)
+    assert run.held_out_loss(gate=0.0) == pytest.approx(run.best.loss, rel=1e-6)
     assert not same(dense, weights(run)), "nothing was trained"
 
 
@@ -119,7 +119,7 @@ def test_training_that_only_hurts_leaves_the_model_as_it_was(tiny_llama: Model) 
     run = trainer(tiny_llama(), schedule=replace(SCHEDULE, rate=10.0))
     dense = weights(run)
     run.run()
-    assert run.best == run.history[0][1] < run.history[-1][1]
+    assert run.best is run.history[0] and run.best.judged < run.history[-1].judged
     assert same(dense, weights(run))
 
 

@@ -24,11 +24,20 @@ from prunekit import processes
 from prunekit.adapters import Adapters, adapt, require_peft
 from prunekit.capture import capture
 from prunekit.contract import Context, Method, Needs
-from prunekit.depth import candidates, count_removed, losses_without, plan_blocks, remove_blocks, smallest
+from prunekit.depth import (
+    candidates,
+    check_removal,
+    count_removed,
+    losses_without,
+    plan_blocks,
+    remove_blocks,
+    smallest,
+)
 from prunekit.errors import UsageError
 from prunekit.fading import course
 from prunekit.gate_path import follow
 from prunekit.gates import GatedLoss
+from prunekit.loss import exp_or_inf
 from prunekit.plan import PrunePlan
 from prunekit.sharding import whole_state
 from prunekit.staging import write_atomically
@@ -160,7 +169,8 @@ class TRSP(Method):
     # --- stage 2: training, then deletion --------------------------------------------------------------------------
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
-        gone = list(plan.evidence.get("order") or plan.removed_blocks())
+        removed, order = check_removal(ctx, plan), plan.evidence.get("order") or []
+        gone = order if sorted(order) == list(removed) else list(removed)  # else somebody has edited the plan
         ctx.model.removed = frozenset(gone)
         edits = ctx.model.edits
         trained = processes.from_first(edits and edits.has_block("outside"))  # None: there is nowhere to keep it
@@ -187,13 +197,14 @@ class TRSP(Method):
 
     def _summary(self, trainer: Trainer) -> str:
         """What training did for the held-out sequences, and for the paper's formula what deleting still costs."""
-        first, best = math.exp(trainer.history[0][1]), math.exp(trainer.best)
-        if trainer.best == trainer.history[0][1]:
-            return "stage 2 did not help on the held-out sequences, so no weight was changed; lower learning_rate"
-        text = f"stage 2: held-out perplexity without the blocks {first:.2f} -> {best:.2f}"
+        first, best = trainer.history[0], trainer.best or trainer.history[0]
+        if best == first:
+            lower = f"{trainer.schedule.rate / 4:.1g}"
+            return f"stage 2 did not help on held-out text, so no weight was changed; try --set learning_rate={lower}"
+        text = f"stage 2: perplexity of held-out text without the blocks {_ppl(first.loss)} -> {_ppl(best.loss)}"
         if self.stage2 != "paper":
             return text
-        return f"{text}; with them still in place it is {math.exp(trainer.held_out_loss(gate=1.0)):.2f}"
+        return f"{text}; with them still in place it is {_ppl(trainer.held_out_loss(gate=1.0))}"
 
     def _adapters(self, ctx: Context, student: PreTrainedModel) -> Adapters | None:
         """Adapters on the linears of the blocks that stay, if they are what is trained."""
@@ -207,8 +218,10 @@ class TRSP(Method):
     ) -> Trainer:
         ids, generator = calibration_of(ctx), torch.Generator().manual_seed(0)
         order = torch.randperm(len(ids), generator=generator)
-        held = max(1, round(self.hold_out * len(ids)))
-        text = ids[order[held:]] if len(ids) > held else ids
+        held = min(max(1, round(self.hold_out * len(ids))), max(1, len(ids) - 1))
+        if len(ids) == 1:
+            ctx.note("stage 2 has one sequence, and chooses the best state on what it trains on; give more --samples")
+        text = ids[order[held:]] if len(ids) > 1 else ids
         batch = min(self.batch, len(text))
         updates = max(1, round(self.epochs * (len(text) // batch)))
         objective = self._objective()
@@ -226,7 +239,7 @@ class TRSP(Method):
                 batch,
                 min(batch, ctx.batch_size),
                 self._rate(ctx),
-                check_every=max(1, updates // LOOKS),
+                check_every=math.ceil(updates / LOOKS),
                 save_every=self.checkpoint_every,
             ),
             course=course(
@@ -251,8 +264,9 @@ class TRSP(Method):
 
     def _rate(self, ctx: Context) -> float:
         """The peak learning rate: what was asked for, or less the wider the model."""
-        width = ctx.model.config.get_text_config().hidden_size
-        return self.learning_rate or RATE / width * (FOR_ADAPTERS if self.train == "lora" else 1)
+        if self.learning_rate:
+            return self.learning_rate
+        return RATE / ctx.model.config.get_text_config().hidden_size * (FOR_ADAPTERS if self.train == "lora" else 1)
 
     def _teacher(self, ctx: Context, student: PreTrainedModel, adapters: Adapters | None) -> PreTrainedModel:
         """The dense model; with adapters the student is one, without a second copy."""
@@ -269,6 +283,11 @@ class TRSP(Method):
         for part in named.values():
             part.requires_grad_()
         return named
+
+
+def _ppl(loss: float) -> str:
+    """A mean loss in nats as a perplexity."""
+    return f"{exp_or_inf(loss):.2f}"
 
 
 def _paths(ctx: Context, indices: Collection[int]) -> tuple[str, ...]:

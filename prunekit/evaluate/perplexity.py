@@ -18,7 +18,7 @@ from torch import Tensor
 from prunekit import token_cache, walk
 from prunekit.calibration import check_vocabulary, encode, max_positions, tokenizer_identity
 from prunekit.errors import InputError, UnsupportedError, UsageError
-from prunekit.loss import mean_loss
+from prunekit.loss import exp_or_inf, mean_loss
 from prunekit.model import PrunableModel
 from prunekit.progress import Progress, Silent
 from prunekit.texts import Text, load_text
@@ -223,11 +223,3 @@ def perplexity(
     finally:
         if offload is not None:
             shutil.rmtree(offload, ignore_errors=True)
-
-
-def exp_or_inf(loss: float) -> float:
-    """The exponential of a loss; infinity when that is too large for a float."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -78,7 +78,7 @@ def test_stage_two_trains_and_the_export_is_what_was_trained(stage2: str, tiny_l
     method.apply(ctx, plan)
     after = checks.weights(ctx.model)
     assert {name.split(".")[2] for name in after} == {"0", "3"}
-    assert any("stage 2: held-out perplexity" in note for note in ctx.notes)
+    assert any("stage 2: perplexity of held-out text" in note for note in ctx.notes)
     assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
 
 
