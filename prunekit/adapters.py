@@ -72,7 +72,7 @@ def adapt(model: PreTrainedModel, linears: Sequence[Linear], ids: Tensor, rank: 
 
     wanted = _called(model, linears, ids)
     if not wanted:
-        raise UnsupportedError("the blocks that stay have no linears that adapters could be put on")
+        raise UnsupportedError("the blocks that stay have no linears for adapters", hint="--set train=all")
     config = LoraConfig(
         r=rank,
         lora_alpha=ALPHA * rank,
@@ -84,7 +84,7 @@ def adapt(model: PreTrainedModel, linears: Sequence[Linear], ids: Tensor, rank: 
         try:
             return Adapters(model, LoraModel(nn.ModuleDict({SHELL: model}), config, "default"))
         except ValueError as error:  # a kind of module that peft refuses
-            raise UnsupportedError(f"adapters cannot be put on this model: {error}") from error
+            raise UnsupportedError(f"adapters cannot be put on this model: {error}", hint="--set train=all") from error
 
 
 @torch.no_grad()

@@ -78,7 +78,8 @@ def joined(device: "torch.device") -> Iterator[None]:
         if not is_first():
             raise SystemExit(ResourceError.exit_code) from error
         raise ResourceError(
-            f"one of the {started()} processes of this run has ended", hint="see what it said"
+            f"one of the {started()} processes of this run has ended",
+            hint="see what it said; the same command goes on from what is kept",
         ) from error
     finally:
         _size = 1  # after an error the group goes with the process: to take it down might mean to wait for the others

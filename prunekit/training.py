@@ -263,6 +263,13 @@ class Trainer:
             self.progress.note(text)
 
 
+def set_aside(ids: Tensor, part: float) -> tuple[Tensor, Tensor]:
+    """Sequences to train on, and a part of all (n, tokens), at least one and not all, held out; of one, it is both."""
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+    count = min(max(1, round(part * len(ids))), max(1, len(ids) - 1))
+    return ids[order[count:]] if len(ids) > 1 else ids, ids[order[:count]]
+
+
 def _apart(logits: Tensor, dense: Tensor, reduction: str) -> Tensor:
     """KL(dense || student) over predicted tokens, from logits (n, vocabulary)."""
     return kl_div(logits.log_softmax(-1), dense.log_softmax(-1), log_target=True, reduction=reduction)

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import contract_checks as checks
 from prunekit.adapters import adapt
 from prunekit.capture import capture
 from prunekit.checkpoint import Checkpoint
-from prunekit.fading import Fade
+from prunekit.errors import ResourceError
+from prunekit.fading import Fade, fade
 from prunekit.model import PrunableModel
 from prunekit.progress import Silent
-from prunekit.training import Objective, Schedule, Trainer
+from prunekit.training import Look, Objective, Schedule, Trainer, set_aside
 from prunekit.training_state import STATE
 
 Model = Callable[..., Path]
@@ -197,3 +198,79 @@ def test_a_block_that_is_out_from_the_beginning_is_not_moved_and_does_not_stop_a
     resumed.run()
     assert same(weights(whole), weights(resumed))
     assert all(torch.equal(dense[name], part) for name, part in weights(resumed).items() if ".layers.1." in name)
+
+
+def test_the_loss_is_the_formula(tiny_llama: Model) -> None:
+    """Text, logits and hidden states of the dense model, each with its weight, computed by transformers alone."""
+    run = trainer(tiny_llama(), objective=Objective(distil=0.3, match=5.0), course=lambda _: {1: Fade(0.0)})
+    ids, student, teacher = run.ids[:2], run.student, run.teacher
+    assert teacher is not None
+    with torch.no_grad():
+        for part in student.parameters():  # else the blocks before the gap would agree
+            part.add_(0.01 * torch.randn(part.shape, generator=torch.Generator().manual_seed(part.numel())))
+        with run._fading() as blocks:
+            fade(blocks, run.course(0))
+            found = run._loss(ids, blocks).item()
+        dense = teacher(ids, output_hidden_states=True, use_cache=False)
+        student.model.layers = nn.ModuleList(block for index, block in enumerate(student.model.layers) if index != 1)
+        student.config.num_hidden_layers = len(student.model.layers)
+        states: list[Tensor] = []
+        for block in student.model.layers:
+            block.register_forward_hook(lambda _, __, output: states.append(output))
+        logits = student(ids, use_cache=False).logits[:, :-1].log_softmax(-1)
+        text = nn.functional.nll_loss(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+        wanted = dense.logits[:, :-1].log_softmax(-1)
+        kl = (wanted.exp() * (wanted - logits)).sum(-1).mean().item()
+        kept = [dense.hidden_states[1], dense.hidden_states[3], *_after(teacher, ids, 3)]
+    apart = [((h - d).square().sum(-1) / d.square().sum(-1)).mean().item() for h, d in zip(states, kept, strict=True)]
+    assert found == pytest.approx(0.7 * text + 0.3 * kl + 5 * sum(apart) / len(apart), rel=1e-5)
+    assert min(text, kl, *apart) > 1e-6
+
+
+def _after(model: Any, ids: Tensor, block: int) -> list[Tensor]:
+    """What leaves a block; transformers lists the last one only after the final norm."""
+    states: list[Tensor] = []
+    with model.model.layers[block].register_forward_hook(lambda _, __, output: states.append(output)):
+        model(ids, use_cache=False)
+    return states
+
+
+@pytest.mark.parametrize("make", [trainer, adapted])
+def test_matching_hidden_states_survives_recomputing_and_stopping(
+    make: Callable[..., Trainer], tiny_llama: Model, tmp_path: Path
+) -> None:
+    folder, given = tiny_llama(), {"objective": Objective(distil=0.5, match=5.0)}
+    whole, again = make(folder, **given), make(folder, recompute=True, **given)
+    whole.run()
+    again.run()
+    with pytest.raises(Stop):
+        make(folder, folder=tmp_path / "state", progress=Stopper(3), **given).run()
+    resumed = make(folder, folder=tmp_path / "state", **given)
+    resumed.run()
+    assert same(weights(whole), weights(again)) and same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize(("count", "part", "held"), [(10, 0.1, 1), (10, 0.96, 9), (2, 0.1, 1), (1, 0.5, 1)])
+def test_what_is_held_out_is_not_trained_on_unless_there_is_only_one_sequence(
+    count: int, part: float, held: int
+) -> None:
+    text, held_out = set_aside(torch.arange(count)[:, None], part)
+    assert len(held_out) == held and len(text) == max(1, count - held)
+    assert not set(text.flatten().tolist()) & set(held_out.flatten().tolist()) or count == 1
+
+
+def test_a_state_that_is_no_number_gives_way_to_one_that_is(tiny_llama: Model) -> None:
+    run = trainer(tiny_llama())
+    looks = iter([math.nan, 3.0, 4.0, math.nan])
+    run._held_out = lambda blocks, gate: Look(run.update, judged := next(looks), judged)  # type: ignore[method-assign]
+    run.run()
+    assert run.best == Look(2, 3.0, 3.0)
+
+
+def test_a_full_disk_is_said_to_be_full(tiny_llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("prunekit.training_state.save_file", full)
+    with pytest.raises(ResourceError, match="full"):
+        trainer(tiny_llama(), folder=tmp_path / "state").run()

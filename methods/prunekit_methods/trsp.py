@@ -41,7 +41,7 @@ from prunekit.loss import exp_or_inf
 from prunekit.plan import PrunePlan
 from prunekit.sharding import whole_state
 from prunekit.staging import write_atomically
-from prunekit.training import Objective, Schedule, Trainer
+from prunekit.training import Objective, Schedule, Trainer, set_aside
 from prunekit.walk import calibration_of, split
 
 ROUNDS = "gates.json"
@@ -71,27 +71,26 @@ class TRSP(Method):
     )
     stage2: Literal["match", "paper", "none"] = Field(
         default="match",
-        description="match trains the model without the blocks towards the dense one; paper penalises them in place.",
+        description="match trains what stays towards the dense model, paper penalises the blocks, none does not train.",
     )
     distil: float = Field(
-        default=0.8,
-        ge=0,
-        le=1,
-        description="match: weight of the dense model's logits as the target, against the text.",
+        default=0.8, ge=0, le=1, description="stage2=match: weight of the dense model's logits; the rest is the text's."
     )
     match: float = Field(
-        default=50, ge=0, description="match: weight of the distance to the dense model's hidden states."
+        default=50, ge=0, description="stage2=match: weight of the distance to the dense model's hidden states."
     )
     fade: float = Field(
         default=0,
         ge=0,
         le=1,
-        description="match: part of the training in which the blocks fade; 0 takes them out at once.",
+        description="stage2=match: part of the training in which blocks fade; 0 drops them at once.",
     )
     lambda2: float = Field(
-        default=1e-3, ge=0, description="Weight of the penalty on what the chosen blocks change, while they are there."
+        default=1e-3,
+        ge=0,
+        description="stage2=paper, or match with fade: weight of the penalty on what the blocks change.",
     )
-    norm: Literal[1, 2] = Field(default=2, description="Norm of that penalty.")
+    norm: Literal[1, 2] = Field(default=2, description="Norm of lambda2's penalty, 1 or 2.")
     order: Literal["joint", "progressive"] = Field(
         default="joint", description="All chosen blocks have the whole training, or each has its share of it."
     )
@@ -115,7 +114,7 @@ class TRSP(Method):
 
     @model_validator(mode="after")
     def _adapters_can_be_trained(self) -> Self:
-        if self.train == "lora":
+        if self.train == "lora" and self.stage2 != "none":
             require_peft()
             if processes.started() > 1:
                 raise UsageError("adapters are trained in one process", hint="start it without torchrun, or train=all")
@@ -201,10 +200,11 @@ class TRSP(Method):
         if best == first:
             lower = f"{trainer.schedule.rate / 4:.1g}"
             return f"stage 2 did not help on held-out text, so no weight was changed; try --set learning_rate={lower}"
-        text = f"stage 2: perplexity of held-out text without the blocks {_ppl(first.loss)} -> {_ppl(best.loss)}"
+        before, after = exp_or_inf(first.loss), exp_or_inf(best.loss)
+        text = f"stage 2: perplexity of held-out text without the blocks {before:.2f} -> {after:.2f}"
         if self.stage2 != "paper":
             return text
-        return f"{text}; with them still in place it is {_ppl(trainer.held_out_loss(gate=1.0))}"
+        return f"{text}; with them still in place it is {exp_or_inf(trainer.held_out_loss(gate=1.0)):.2f}"
 
     def _adapters(self, ctx: Context, student: PreTrainedModel) -> Adapters | None:
         """Adapters on the linears of the blocks that stay, if they are what is trained."""
@@ -216,23 +216,23 @@ class TRSP(Method):
     def _trainer(
         self, ctx: Context, gone: list[int], student: PreTrainedModel, adapters: Adapters | None = None
     ) -> Trainer:
-        ids, generator = calibration_of(ctx), torch.Generator().manual_seed(0)
-        order = torch.randperm(len(ids), generator=generator)
-        held = min(max(1, round(self.hold_out * len(ids))), max(1, len(ids) - 1))
+        ids = calibration_of(ctx)
+        text, held_out = set_aside(ids, self.hold_out)
         if len(ids) == 1:
             ctx.note("stage 2 has one sequence, and chooses the best state on what it trains on; give more --samples")
-        text = ids[order[held:]] if len(ids) > 1 else ids
         batch = min(self.batch, len(text))
         updates = max(1, round(self.epochs * (len(text) // batch)))
-        objective = self._objective()
+        objective, teacher = self._objective(), None
+        if objective.looks_at_dense:  # with adapters off, the student is the dense model
+            teacher = student if adapters else ctx.model.load(torch.float32)
         return Trainer(
             student=student,
             stack_path=ctx.model.stack_path,
             answer=capture(ctx.model, [ids[:1]]).answer,
-            teacher=self._teacher(ctx, student, adapters) if objective.looks_at_dense else None,
+            teacher=teacher,
             trained=adapters.parameters() if adapters else self._trained(student, ctx, gone),
             ids=text,
-            held_out=ids[order[:held]],
+            held_out=held_out,
             objective=objective,
             schedule=Schedule(
                 updates,
@@ -268,10 +268,6 @@ class TRSP(Method):
             return self.learning_rate
         return RATE / ctx.model.config.get_text_config().hidden_size * (FOR_ADAPTERS if self.train == "lora" else 1)
 
-    def _teacher(self, ctx: Context, student: PreTrainedModel, adapters: Adapters | None) -> PreTrainedModel:
-        """The dense model; with adapters the student is one, without a second copy."""
-        return student if adapters else ctx.model.load(torch.float32)
-
     def _trained(self, student: nn.Module, ctx: Context, gone: list[int]) -> dict[str, nn.Parameter]:
         """The parameters that training may change, by name; none of blocks that are out from the beginning."""
         named = dict(student.named_parameters())
@@ -283,11 +279,6 @@ class TRSP(Method):
         for part in named.values():
             part.requires_grad_()
         return named
-
-
-def _ppl(loss: float) -> str:
-    """A mean loss in nats as a perplexity."""
-    return f"{exp_or_inf(loss):.2f}"
 
 
 def _paths(ctx: Context, indices: Collection[int]) -> tuple[str, ...]:

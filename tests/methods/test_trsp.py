@@ -8,7 +8,8 @@ import torch
 
 import contract_checks as checks
 from prunekit import recipe as recipes
-from prunekit.errors import UsageError
+from prunekit.errors import InputError, UsageError
+from prunekit.plan import RemoveBlock
 from prunekit.recipe import Recipe
 from prunekit_methods.trsp import ROUNDS, TRSP
 
@@ -162,3 +163,46 @@ def test_wider_models_are_trained_at_lower_rates(tiny_llama: Model) -> None:
         for width in (16, 32)
     ]
     assert rates == [0.15 / 16, 0.15 / 32, 0.5, 0.5]
+
+
+def test_an_edited_plan_is_trained_as_it_is_and_an_impossible_one_is_refused_before(
+    tiny_llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, method, trained = tiny_llama(num_hidden_layers=6), TRSP.model_validate(QUICK), []
+    monkeypatch.setattr(TRSP, "_train", lambda self, ctx, gone: trained.append(gone))
+    plan = method.plan(checks.open_context(folder, method, ratio=0.34))
+    assert sorted(plan.evidence["order"]) == list(plan.removed_blocks())
+    for number, gone in enumerate([plan.removed_blocks(), (1, 2, 4)]):
+        actions = tuple(RemoveBlock(block=block) for block in gone)
+        ctx = checks.open_context(folder, method, tmp_path / str(number))
+        method.apply(ctx, plan.model_copy(update={"actions": actions}))
+        assert ctx.model.removed == set(gone)
+    assert trained == [plan.evidence["order"], [1, 2, 4]]
+    ctx = checks.open_context(folder, method, tmp_path / "out")
+    with pytest.raises(InputError, match="expected some of 0 to 5"):
+        method.apply(ctx, plan.model_copy(update={"actions": (RemoveBlock(block=99),)}))
+    assert len(trained) == 2
+
+
+@pytest.mark.parametrize("options", [{"fade": 0.5}, {"order": "progressive"}, {"stage2": "paper", "train": "lora"}])
+def test_each_way_of_training_ends_in_a_model_without_the_blocks(
+    options: dict[str, object], tiny_llama: Model, tmp_path: Path
+) -> None:
+    method = TRSP.model_validate(QUICK | options)
+    ctx = checks.open_context(tiny_llama(num_hidden_layers=6), method, tmp_path / "out", ratio=0.34, ids=COUNTING)
+    method.apply(ctx, method.plan(ctx))
+    assert len(ctx.model.kept) == 4 and any("stage 2" in note for note in ctx.notes)
+
+
+def test_a_head_that_is_stored_beside_the_embeddings_it_is_tied_to_survives(tiny_llama: Model, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder, method = tiny_llama(tie_word_embeddings=True), TRSP.model_validate(QUICK)
+    tensors = load_file(folder / "model.safetensors")
+    embeddings = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embeddings.clone()}, folder / "model.safetensors", {"format": "pt"})
+    ctx = checks.open_context(folder, method, tmp_path / "out", ids=COUNTING)
+    method.apply(ctx, method.plan(ctx))
+    stored = ctx.model.read(["model.embed_tokens.weight", "lm_head.weight"])
+    assert torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
+    assert any("stage 2" in note for note in ctx.notes)
