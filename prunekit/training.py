@@ -126,7 +126,7 @@ class Trainer:
                     self._look(blocks)
                 if keeps and self.update % self.schedule.save_every == 0:
                     self._save(optimizer)
-                if self.progress:
+                if self.progress and self.best:
                     self.progress.step(f"loss {loss:.4f}, best on held-out text {self.best.loss:.4f}")
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -253,8 +253,9 @@ class Trainer:
         self._best_state, notes = found
         self.update, self.best = notes["update"], Look(*notes["best"])
         self.history = [Look(*each) for each in notes["history"]]
-        for _ in range(self.update if self.progress else 0):
-            self.progress.step("from before")
+        if self.progress:
+            for _ in range(self.update):
+                self.progress.step("from before")
         self._say(f"training goes on from update {self.update}")
         return True
 
