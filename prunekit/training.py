@@ -237,9 +237,8 @@ class Trainer:
         self.history.append(found)
         if self.best is None or not self.best.judged <= found.judged:  # a NaN is better than nothing only
             self.best = found
-            self._best_state = {
-                name: sharding.own(part.detach()).to("cpu", copy=True) for name, part in self.trained.items()
-            }
+            for name, part in self.trained.items():  # one after the other, so that no two whole states are in memory
+                self._best_state[name] = sharding.own(part.detach()).to("cpu", copy=True)
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
         notes = {"update": self.update, "best": self.best, "history": self.history}  # as lists of numbers
