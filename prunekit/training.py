@@ -235,7 +235,7 @@ class Trainer:
         """Measure the pruned model on the held-out sequences; keep the state if it is the best."""
         found = self._held_out(blocks, 0.0)
         self.history.append(found)
-        if self.best is None or not self.best.judged <= found.judged:  # a NaN is better than nothing only
+        if self.best is None or math.isnan(self.best.judged) or found.judged < self.best.judged:
             self.best = found
             for name, part in self.trained.items():  # one after the other, so that no two whole states are in memory
                 self._best_state[name] = sharding.own(part.detach()).to("cpu", copy=True)

@@ -24,6 +24,7 @@ from prunekit_methods.wanda import Wanda
 
 IDS = torch.randint(0, 320, (3, 24), generator=torch.Generator().manual_seed(7))
 Folder = Callable[[str], Path]
+RECURRENT = ("mamba", "jamba")  # their scans multiply rounding: 5e-6 of logits up to 5 on an AMD processor
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,8 @@ def test_streamed_logits_equal_the_plain_models_and_other_matrices_are_refused(f
 
     assert [tuple(part.shape) for part in streamed] == [(2, 24, 320), (1, 24, 320)]
     for part, ids in zip(streamed, IDS.split(2), strict=True):
-        torch.testing.assert_close(part, plain_logits(folder(family), ids), rtol=0, atol=1e-6)
+        near = 1e-5 if family in RECURRENT else 1e-6
+        torch.testing.assert_close(part, plain_logits(folder(family), ids), rtol=0, atol=near)
     assert model.streaming == (family not in families.WHOLE)
     refuse_or_plan(model, family)
 
