@@ -20,6 +20,11 @@ HIDDEN = "hidden_states"
 Answer = Callable[[Tensor], Any]
 
 
+def hidden_of(result: Any) -> Tensor:
+    """The hidden states among what a block returns."""
+    return result if isinstance(result, Tensor) else result[0]
+
+
 @dataclass(frozen=True)
 class Call:
     """The arguments with which the model calls one block, but for the hidden states, which always come first."""
@@ -30,8 +35,7 @@ class Call:
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Run a block on hidden states (batch, tokens, width) and return its hidden states."""
-        result = self.raw(block, hidden)
-        return result if isinstance(result, Tensor) else result[0]
+        return hidden_of(self.raw(block, hidden))
 
     def raw(self, block: nn.Module, hidden: Tensor) -> Any:
         """Run a block and return exactly what it returns."""

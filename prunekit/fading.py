@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prunekit.capture import HIDDEN, Answer, StandIn
+from prunekit.capture import HIDDEN, Answer, StandIn, hidden_of
 from prunekit.gates import gated
 
 Course = Callable[[int], dict[int, "Fade"]]  # update -> every fading block's part in it
@@ -62,7 +62,7 @@ class Fading(StandIn):
             result = checkpoint(self.block, *args, use_reentrant=False, **kwargs)
         else:
             result = self.block(*args, **kwargs)
-        output = _hidden(result)
+        output = hidden_of(result)
         if self.norm:
             self.__dict__["distance"] = _distance(output - given, self.norm)
         mixed = output if self.gate == 1 else gated(output, given, self.gate, "branch")
@@ -82,7 +82,7 @@ def overheard(blocks: Iterable[nn.Module]) -> Iterator[dict[int, Tensor]]:
     heard: dict[int, Tensor] = {}
 
     def hear(place: int, _: nn.Module, __: Any, result: Any) -> None:
-        heard[place] = _hidden(result)
+        heard[place] = hidden_of(result)
 
     with ExitStack() as hooks:
         for place, block in enumerate(blocks):
@@ -104,11 +104,6 @@ def _relative(found: Tensor, dense: Tensor) -> Tensor:
     size = dense.square().sum(-1)
     apart = (found.float() - dense).square().sum(-1)
     return (apart / size.where(size > 0, 1)).mean()
-
-
-def _hidden(result: Any) -> Tensor:
-    """The hidden states among what a block returns."""
-    return result if isinstance(result, Tensor) else result[0]
 
 
 def _distance(difference: Tensor, norm: int) -> Tensor:
