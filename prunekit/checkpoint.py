@@ -71,7 +71,7 @@ class Checkpoint:
         config = _read_config(folder)
         tensors: dict[str, TensorInfo] = {}
         for file, expected in _weight_files(folder).items():
-            found = _read_header(folder / file, file)
+            found = read_header(folder / file)
             if expected is not None and (absent := sorted(expected - found.keys())):
                 raise InputError(f"{INDEX} places {absent[0]} in {file}, which does not hold it")
             tensors |= {name: info for name, info in found.items() if expected is None or name in expected}
@@ -221,7 +221,9 @@ def _indexed_files(folder: Path) -> dict[str, set[str] | None]:
     return dict(files)
 
 
-def _read_header(path: Path, file: str) -> dict[str, TensorInfo]:
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """What a safetensors file holds, by name."""
+    file = path.name
     with _open_safetensors(path) as handle:
         slices = {name: handle.get_slice(name) for name in handle.offset_keys()}
         return {name: TensorInfo(part.get_dtype(), tuple(part.get_shape()), file) for name, part in slices.items()}

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from prunekit.model import PrunableModel
-from prunekit.plan import Pattern, PrunePlan
+from prunekit.plan import Layout, Pattern, PrunePlan
 from prunekit.progress import Progress, Silent
 
 Budget = Mapping[str, float]  # linear path -> sparsity in [0, 1)
@@ -25,6 +25,7 @@ class Needs:
     gradients: bool = False
     budget: bool = False
     blocks: bool = False  # it removes whole blocks, and is told which are protected
+    widths: bool = False  # it leaves blocks narrower, and is told the layout and the multiple of their widths
     ratio: bool = True
     processes: bool = False  # several processes may share its work (`prunekit.processes`), and all call it alike
 
@@ -34,8 +35,9 @@ class Context:
     """What a plug-in is given: the model, and of the rest only what it declared.
 
     `ratio` is 0 for a method that needs none. `calibration` holds token ids, int64 of shape (samples, seq_len);
-    `protected` the indices of blocks that must stay; `work` a folder where long work may keep its state, to be found
-    there again after a crash. `probe` is a short sequence (1, tokens) with which the pruned
+    `protected` the indices of blocks that must stay; `layout` says whether widths may differ from block to block, and
+    `width_multiple` what they are multiples of (None: what suits the model). `work` is a folder where long work may
+    keep its state, to be found there again after a crash. `probe` is a short sequence (1, tokens) with which the pruned
     model's logits are recorded, against which the export is verified.
     """
 
@@ -47,6 +49,8 @@ class Context:
     batch_size: int = 1
     budget: Budget | None = None
     protected: frozenset[int] = frozenset()
+    layout: Layout = "uniform"
+    width_multiple: int | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
     progress: Progress = field(default_factory=Silent)
     offload: Path | None = None

@@ -16,7 +16,8 @@ from prunekit.errors import InputError, UnsupportedError
 from prunekit.layer_removal import blocks_to_remove, plan_removal
 from prunekit.loss import summed_loss
 from prunekit.plan import PrunePlan, RemoveBlock
-from prunekit.walk import Stream, calibration_of, grouped, record_probe, split
+from prunekit.statistics import BlockInfluence
+from prunekit.walk import Stream, calibration_of, grouped, record_probe, split, transitions
 
 
 def candidates(ctx: Context) -> list[int]:
@@ -45,6 +46,15 @@ def count_removed(ctx: Context) -> int:
 def smallest(importance: dict[int, float], count: int) -> list[int]:
     """The blocks of smallest importance, the least important first; of equals, the earlier one."""
     return sorted(importance, key=lambda block: (importance[block], block))[:count]
+
+
+def influences(ctx: Context) -> list[float]:
+    """Block influence of every block, measured on the whole model in one pass (ShortGPT, equation 1)."""
+    found = [BlockInfluence() for _ in ctx.model.blocks]
+    ctx.progress.stage("block influence", len(found))
+    for block, before, after in transitions(ctx):
+        found[block.index].add(before, after)
+    return [influence.value for influence in found]
 
 
 def plan_blocks(ctx: Context, method: str, removed: Iterable[int], evidence: dict[str, Any] | None = None) -> PrunePlan:

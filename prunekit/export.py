@@ -20,11 +20,15 @@ from torch import Tensor
 
 from prunekit.checkpoint import BITS, INDEX, STORED_DTYPES, Checkpoint, TensorInfo
 from prunekit.errors import UsageError
+from prunekit.layer_code import FILE as CODE
 from prunekit.layer_removal import plan_removal, rename_tensors
+from prunekit.layouts import Narrowed
 from prunekit.manifest import LinearResult, Result
-from prunekit.model import PrunableModel
+from prunekit.model import PrunableModel, fit
+from prunekit.plan import Layout
 from prunekit.sparsity import count_zeros
 from prunekit.staging import storage_errors, sync, write_atomically
+from prunekit.width_config import current_widths
 
 BATCH_BYTES = 64 * 2**20  # read at once: few openings of a file, little memory
 NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()} | {
@@ -39,25 +43,29 @@ NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()} | {
 Read = Callable[[list[str]], dict[str, Tensor]]
 
 
-def export(model: PrunableModel, folder: Path, *, max_shard_size: str = "5GB") -> None:
+def export(model: PrunableModel, folder: Path, *, max_shard_size: str = "5GB", layout: Layout = "uniform") -> None:
     """Write weights, index, config and side files of a model, with its edits and without its removed blocks.
 
-    With all blocks in place config.json is the source's, byte for byte; else only the keys that must change do.
-    Raises UsageError for a size that cannot be read, ResourceError when the disk is full, InputError when the
-    folder cannot be written.
+    With all blocks in place and as wide as they were config.json is the source's, byte for byte; else only the keys
+    that must change do. Raises UsageError for a size that cannot be read or widths that the layout cannot hold,
+    ResourceError when the disk is full, InputError when the folder cannot be written.
     """
     limit = parse_size(max_shard_size)
     removal = plan_removal(model, model.removed) if model.removed else None
+    narrowed = Narrowed(model, layout) if model.sites else None
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _stored(model, folder) as (infos, read):
+        with _stored(model, folder, narrowed) as (infos, read):
             names = {name: name for name in infos}
             if removal:
                 names = rename_tensors(infos, model.stack_path, len(model.blocks), model.removed)
             write_weights(folder, {new: infos[old] for new, old in names.items()}, _renamed(read, names), limit)
-        _write_config(model, folder, removal and removal.config)
+        changes = removal.config if removal else {}
+        _write_config(model, folder, narrowed.config(changes) if narrowed else changes)
         for path in model.checkpoint.side_files():
             _copy(path, folder / path.name)
+        if narrowed and (code := narrowed.code()):
+            write_atomically(folder / CODE, code)
         sync(folder)
 
 
@@ -71,17 +79,20 @@ def measure(model: PrunableModel) -> Result:
     for position, block in enumerate(model.kept):
         for linear in block.linears:
             path = f"{model.stack_path}.{position}{linear.path.removeprefix(block.path)}"
-            zeros, weights = counted[linear.path], linear.parameters
+            zeros, weights = counted[linear.path]
             linears[path] = LinearResult(weights=weights, zeros=zeros, sparsity=zeros / max(1, weights))
     weights = sum(part.weights for part in linears.values())
     zeros = sum(part.zeros for part in linears.values())
-    removed = [name for index in sorted(model.removed) for name in model.block_tensors(index)]
     before = sum(_count(info.shape) for info in model.tensors.values())
+    inside = [name for block in model.blocks for name in model.block_tensors(block.index)]
+    left = model.stored(name for block in model.kept for name in model.block_tensors(block.index))
+    gone = sum(_count(model.tensors[name].shape) for name in inside) - sum(_count(info.shape) for info in left.values())
     return Result(
-        parameters=before - sum(_count(model.tensors[name].shape) for name in removed),
+        parameters=before - gone,
         parameters_before=before,
         blocks=len(model.kept),
         removed_blocks=tuple(sorted(model.removed)),
+        widths=tuple(current_widths(model).values()) if model.sites else (),
         weights=weights,
         zeros=zeros,
         sparsity=zeros / max(1, weights),
@@ -171,22 +182,33 @@ def _data(name: str, tensor: Tensor, info: TensorInfo) -> memoryview:
 
 
 @contextmanager
-def _stored(model: PrunableModel, folder: Path) -> Iterator[tuple[Mapping[str, TensorInfo], Read]]:
+def _stored(
+    model: PrunableModel, folder: Path, narrowed: Narrowed | None
+) -> Iterator[tuple[Mapping[str, TensorInfo], Read]]:
     """The tensors to write under the names of the source's files, and what reads them.
 
     A model that transformers converted while loading, and that was edited, is first saved by transformers, which alone
     can turn the names back.
     """
     if model.streaming:
-        yield model.checkpoint.tensors, _reader(model)
+        yield _infos(model, narrowed), _reader(model, narrowed)
     elif model.edits is None or not model.edits.finished_blocks():
         yield model.checkpoint.tensors, model.checkpoint.read
     else:
         work = folder / ".saving"
         shutil.rmtree(work, ignore_errors=True)
-        saved = _save_whole(model, work)
+        saved = _save_whole(model, work, narrowed)
         yield saved.tensors, saved.read
         shutil.rmtree(work)
+
+
+def _infos(model: PrunableModel, narrowed: Narrowed | None) -> dict[str, TensorInfo]:
+    """What is written of a model whose tensors are stored under its own names, in the source's order."""
+    infos = dict(model.checkpoint.tensors)
+    if narrowed:
+        stored = model.stored(name for block in model.kept for name in model.block_tensors(block.index))
+        infos |= {name: narrowed.info(name, info) for name, info in stored.items()}
+    return infos
 
 
 def _renamed(read: Read, names: Mapping[str, str]) -> Read:
@@ -199,24 +221,31 @@ def _renamed(read: Read, names: Mapping[str, str]) -> Read:
     return renamed
 
 
-def _reader(model: PrunableModel) -> Read:
+def _reader(model: PrunableModel, narrowed: Narrowed | None) -> Read:
     """Reads edited blocks from the staging folder; tensors that the model ignores come from the source."""
     known = set(model.skeleton.state_dict())
 
     def read(names: list[str]) -> dict[str, Tensor]:
         ignored = [name for name in names if name not in known]
-        return model.read([name for name in names if name in known]) | model.checkpoint.read(ignored)
+        found = model.read([name for name in names if name in known])
+        if narrowed:
+            found = {name: narrowed.tensor(name, tensor) for name, tensor in found.items()}
+        return found | model.checkpoint.read(ignored)
 
     return read
 
 
-def _save_whole(model: PrunableModel, folder: Path) -> Checkpoint:
+def _save_whole(model: PrunableModel, folder: Path, narrowed: Narrowed | None) -> Checkpoint:
     """Let transformers write a model, with its edits, into a folder."""
     assert model.whole is not None
     for block in model.kept:
         tensors = model.read(model.block_tensors(block.index))
+        if narrowed:
+            tensors = {name: narrowed.tensor(name, tensor) for name, tensor in tensors.items()}
         state = {name.removeprefix(f"{block.path}."): tensor for name, tensor in tensors.items()}
-        model.whole.get_submodule(block.path).load_state_dict(state, assign=True)
+        part = model.whole.get_submodule(block.path)
+        fit(part, state)
+        part.load_state_dict(state, assign=True)
     if model.edits is not None and model.edits.has_block("outside"):
         outside = [name for name in model.tensors if not name.startswith(f"{model.stack_path}.")]
         model.whole.load_state_dict(model.read(outside), strict=False)
@@ -224,8 +253,8 @@ def _save_whole(model: PrunableModel, folder: Path) -> Checkpoint:
     return Checkpoint.open(folder)
 
 
-def _write_config(model: PrunableModel, folder: Path, patch: Mapping[str, Any] | None) -> None:
-    if patch is None:
+def _write_config(model: PrunableModel, folder: Path, patch: Mapping[str, Any]) -> None:
+    if not patch:
         _copy(model.checkpoint.folder / "config.json", folder / "config.json")
     else:
         text = json.dumps(model.checkpoint.config | dict(patch), indent=2, ensure_ascii=False) + "\n"

@@ -90,6 +90,8 @@ class Job:
             calibration=ids,
             batch_size=recipe.calibration.batch_size or default_batch_size(seq_len),
             protected=protected_blocks(recipe.protect_blocks, len(self.model.blocks)),
+            layout=recipe.layout,
+            width_multiple=recipe.width_multiple,
             generator=torch.Generator().manual_seed(recipe.seed),
             progress=self.progress,
             offload=staging.hidden if staging and recipe.compute.offload == "disk" else None,
@@ -216,6 +218,8 @@ class Job:
                     "ratio",
                     "pattern",
                     "protect_blocks",
+                    "layout",
+                    "width_multiple",
                     "allocator",
                     "options",
                     "allocator_options",
@@ -269,6 +273,7 @@ def _refuse(recipe: Recipe, method: Method) -> None:
     """Refuse what cannot work before anything is loaded."""
     recipes.refuse_needless_allocator(recipe, method.needs.budget)
     recipes.refuse_needless_protection(recipe, method.needs.blocks)
+    recipes.refuse_needless_layout(recipe, method.needs.widths)
     if processes.started() > 1 and not method.needs.processes:
         raise UsageError(
             f"{recipe.method} works in one process, and {processes.started()} were started",

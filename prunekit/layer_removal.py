@@ -169,9 +169,9 @@ def _stored_heads(model: PrunableModel) -> bool:
 
 def _shorten(model: PrunableModel, kept: tuple[int, ...], *, heads: bool) -> Changes:
     """The changes of config.json, proven by building the model that they describe."""
-    remote = any(type(part).__module__.startswith("transformers_modules") for part in (model.config, model.skeleton))
+    remote = runs_own_code(model)
     with tempfile.TemporaryDirectory(prefix="prunekit-") as place:
-        changed = _with_changes(model.checkpoint, Path(place))
+        changed = with_changes(model.checkpoint, Path(place))
 
         def rebuild(changes: Changes) -> PretrainedConfig:
             return load_config(changed(changes), remote)
@@ -182,12 +182,18 @@ def _shorten(model: PrunableModel, kept: tuple[int, ...], *, heads: bool) -> Cha
         except InputError as error:
             reason = error.message.replace(f"{place}/", "")
             raise UnsupportedError(f"the blocks that are left make no model: {reason}") from error
-    fresh = build_skeleton(model.checkpoint, trust_remote_code=remote) if _has_stored_buffers(model) else model.skeleton
+    changed_since = bool(model.sites) or _has_stored_buffers(model)
+    fresh = build_skeleton(model.checkpoint, trust_remote_code=remote) if changed_since else model.skeleton
     prove_equal(fresh, shorter, model.stack_path, kept)
     return changes
 
 
-def _with_changes(checkpoint: Checkpoint, folder: Path) -> Callable[[Changes], Checkpoint]:
+def runs_own_code(model: PrunableModel) -> bool:
+    """Whether the model is built by code that came with it."""
+    return any(type(part).__module__.startswith("transformers_modules") for part in (model.config, model.skeleton))
+
+
+def with_changes(checkpoint: Checkpoint, folder: Path) -> Callable[[Changes], Checkpoint]:
     """Put the model's own code into `folder`; returns what writes the config there with some of its keys changed."""
     for code in checkpoint.folder.glob("*.py"):
         shutil.copyfile(code, folder / code.name)

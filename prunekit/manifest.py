@@ -65,6 +65,9 @@ class Result(Frozen):
     removed_blocks: tuple[int, ...] = Field(
         default=(), description="Blocks that were taken out, by their index in the source."
     )
+    widths: tuple[int, ...] = Field(
+        default=(), description="Neurons that every block has, where some were cut out; else empty."
+    )
     weights: int = Field(description="Weights in the linears of the decoder blocks.")
     zeros: int = Field(description="How many of those weights are zero.")
     sparsity: float = Field(description="zeros / weights.")

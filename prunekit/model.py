@@ -6,6 +6,7 @@ are the one `ModuleList` as long as `num_hidden_layers`.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -15,9 +16,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from prunekit import processes
 from prunekit.checkpoint import STORED_DTYPES, Checkpoint, Copy, TensorInfo, finite
 from prunekit.compute import choose_device, choose_dtype, give_back_memory
+from prunekit.plan import Part
 from prunekit.skeleton import build_skeleton, conversion, load_whole
-from prunekit.staging import Part, Staging
-from prunekit.structure import Block, Linear, find_blocks
+from prunekit.staging import Piece, Staging
+from prunekit.structure import Block, Linear, Site, find_blocks, fit_features
 
 STORED_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
@@ -27,7 +29,8 @@ class PrunableModel:
 
     `tensors` describes what is stored, under the model's own parameter names. `edits` is the staging folder of a run:
     blocks that are finished there are read from it instead of from the source. `removed` holds the indices of blocks
-    that are taken out: the model computes and is exported without them, `kept` are the others. A checkpoint whose
+    that are taken out: the model computes and is exported without them, `kept` are the others. `sites` says where
+    finished blocks may be narrower than the source's. A checkpoint whose
     tensors transformers converts while loading is kept `whole` in memory, `whole_because` of one of them.
     """
 
@@ -41,6 +44,7 @@ class PrunableModel:
         self.dtype = dtype
         self.edits: Staging | None = None
         self.removed: frozenset[int] = frozenset()
+        self.sites: dict[tuple[int, Part], Site] = {}
         self.trust_remote_code = False
         self._resident = False
         self.whole: PreTrainedModel | None = None
@@ -90,17 +94,23 @@ class PrunableModel:
         """Path -> linear, for all blocks of the source in order."""
         return {linear.path: linear for block in self.blocks for linear in block.linears}
 
+    def stored(self, names: Iterable[str]) -> dict[str, TensorInfo]:
+        """What is stored under these names; of finished blocks what they are now, which may be narrower."""
+        wanted = list(names)
+        edited: set[Piece] = {part for name in wanted if (part := self._edited_part(name)) is not None}
+        now = {name: info for part in edited for name, info in self._edits.block_infos(part).items()}
+        return {name: replace(self.tensors[name], shape=now.get(name, self.tensors[name]).shape) for name in wanted}
+
     def read(self, names: Iterable[str], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
         """Tensors in their stored dtype on the CPU, or what `copy` makes of them; finished blocks as they are now."""
-        edited: dict[Part, list[str]] = {}
+        edited: dict[Piece, list[str]] = {}
         plain: list[str] = []
         for name in names:
             part = self._edited_part(name)
             plain.append(name) if part is None else edited.setdefault(part, []).append(name)
         tensors = self._read_source(plain, copy)
         for part, wanted in edited.items():
-            assert self.edits is not None
-            tensors |= self.edits.read_block(part, wanted, copy)
+            tensors |= self._edits.read_block(part, wanted, copy)
         return tensors
 
     def block_tensors(self, index: int) -> list[str]:
@@ -137,16 +147,22 @@ class PrunableModel:
         return loaded.requires_grad_(False)
 
     @contextmanager
-    def block(self, index: int) -> Iterator[nn.Module]:
-        """One block with its weights, on the run's device in the compute dtype; freed on leaving."""
+    def block(self, index: int, *, source: bool = False) -> Iterator[nn.Module]:
+        """One block with its weights, on the run's device in the compute dtype; freed on leaving.
+
+        With `source` it is the source's block, also where it is finished.
+        """
         module = self.stack[index]
         if self._resident:
             yield module
             return
+        edits, self.edits = self.edits, None if source else self.edits
         try:
             self._fill(module, self.block_tensors(index), prefix=f"{self.blocks[index].path}.")
+            self.edits = edits
             yield module
         finally:
+            self.edits = edits
             _empty(module)
             give_back_memory()
 
@@ -171,43 +187,47 @@ class PrunableModel:
 
         Afterwards the block in memory equals what was written.
         """
-        if self.edits is None:
-            raise RuntimeError("a run without a staging folder cannot commit blocks")
         state, prefix = self.stack[index].state_dict(), f"{self.blocks[index].path}."
         stored: dict[str, Tensor] = {}
         for name in self.block_tensors(index):
             tensor = state[name.removeprefix(prefix)]
             stored[name] = self._as_stored(name, tensor)
             tensor.copy_(stored[name])
-        self.edits.write_block(index, stored, notes)
+        self._edits.write_block(index, stored, notes)
 
     def commit_state(self, state: Mapping[str, Tensor], notes: Sequence[str] = ()) -> None:
         """Write a whole model's parameters, by name, to the staging folder in their stored dtypes.
 
         What no block holds comes last and carries the notes, so that its presence means that all is there.
         """
-        if self.edits is None:
-            raise RuntimeError("a run without a staging folder cannot commit a model")
         for block in self.kept:
             names = self.block_tensors(block.index)
-            self.edits.write_block(block.index, {name: self._as_stored(name, state[name]) for name in names})
+            self._edits.write_block(block.index, {name: self._as_stored(name, state[name]) for name in names})
         outside = [name for name in self.tensors if not name.startswith(f"{self.stack_path}.") and name in state]
         tensors = {name: self._as_stored(name, state[name]).clone() for name in outside}  # tied ones must not be shared
-        self.edits.write_block("outside", tensors, notes)
+        self._edits.write_block("outside", tensors, notes)
+
+    @property
+    def _edits(self) -> Staging:
+        if self.edits is None:
+            raise RuntimeError("a run without a staging folder has no finished blocks and can commit none")
+        return self.edits
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor in its stored dtype; what the compute dtype could not hold and nobody changed is the source's."""
         dtype = STORED_DTYPES.get(self.tensors[name].dtype)
         if dtype is None:
             return tensor.cpu()
-        if torch.promote_types(dtype, self.dtype) == self.dtype:
+        if torch.promote_types(dtype, self.dtype) == self.dtype or tensor.shape != self.tensors[name].shape:
             return tensor.to("cpu", dtype)
         source = self._read_source([name])[name]
         return torch.where(source.to(self.dtype) == tensor.cpu(), source, tensor.to("cpu", dtype))
 
     def _fill(self, module: nn.Module, names: list[str], prefix: str = "") -> None:
         tensors = self.read(names, self._place)
-        module.load_state_dict({name.removeprefix(prefix): tensors[name] for name in names}, strict=False, assign=True)
+        state = {name.removeprefix(prefix): tensors[name] for name in names}
+        fit(module, state)
+        module.load_state_dict(state, strict=False, assign=True)
         for part in module.modules():
             for name, buffer in part.named_buffers(recurse=False):
                 setattr(part, name, buffer.to(self.device))
@@ -223,11 +243,11 @@ class PrunableModel:
         head = self.skeleton.get_output_embeddings()
         return tuple(f"{name}." for name, part in self.skeleton.named_modules() if part is head and name)
 
-    def _edited_part(self, name: str) -> Part | None:
+    def _edited_part(self, name: str) -> Piece | None:
         """The finished part that holds this tensor, if any."""
         if self.edits is None:
             return None
-        part: Part = "outside"
+        part: Piece = "outside"
         if name.startswith(f"{self.stack_path}."):
             part = int(name.removeprefix(f"{self.stack_path}.").partition(".")[0])
         return part if self.edits.has_block(part) else None
@@ -237,6 +257,18 @@ class PrunableModel:
             return self.checkpoint.read(names, copy)
         state = self.whole.state_dict()
         return {name: copy(finite(name, state[name])) for name in names}
+
+
+def fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give every parameter the shape that it has in `state`, on the meta device, so that it can be loaded."""
+    for name, tensor in state.items():
+        path, _, kind = name.rpartition(".")
+        part = module.get_submodule(path)
+        parameter = part._parameters.get(kind)
+        if parameter is not None and parameter.shape != tensor.shape:
+            setattr(part, kind, nn.Parameter(tensor.to("meta"), requires_grad=False))
+            if kind == "weight":
+                fit_features(part)
 
 
 def _empty(module: nn.Module) -> None:

@@ -25,6 +25,7 @@ from prunekit.locate import locate, short_name
 from prunekit.lockstep import agreed_plan, together
 from prunekit.manifest import MANIFEST, Manifest
 from prunekit.model import PrunableModel
+from prunekit.narrowing import planned_ratio as narrowed_ratio
 from prunekit.plan import Frozen, PrunePlan
 from prunekit.progress import Progress, Silent
 from prunekit.recipe import Recipe
@@ -51,6 +52,7 @@ class Outcome(Frozen):
     parameters_before: int = Field(description="The same of the source.")
     blocks: int = Field(description="Decoder blocks that are left.")
     removed_blocks: tuple[int, ...] = Field(description="Those that are not, by their index in the source.")
+    widths: tuple[int, ...] = Field(description="Neurons of every block that is left, where some were cut out.")
     perplexity: dict[str, Any] | None = Field(description="Quick perplexity before and after, with its protocol.")
     verification: dict[str, Any] | None
     notes: list[str]
@@ -220,7 +222,12 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> O
     processes.leave()  # what is left is done by the first one
     after = job.quick_perplexity(staging, pruned=True)
     result = count(job.model)
-    export(job.model, staging.export_dir, max_shard_size=job.recipe.export.max_shard_size)
+    export(
+        job.model,
+        staging.export_dir,
+        max_shard_size=job.recipe.export.max_shard_size,
+        layout=job.recipe.layout,
+    )
     measured = compare_perplexity(before, after, job.measures_calibration_text)
     manifest = job.manifest(plan, result, measured, ctx.notes)
     manifest.write(staging.export_dir)
@@ -248,6 +255,7 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> O
         parameters_before=result.parameters_before,
         blocks=result.blocks,
         removed_blocks=result.removed_blocks,
+        widths=result.widths,
         perplexity=manifest.perplexity,
         verification=verification and verification.model_dump(mode="json"),
         notes=[*ctx.notes, *job.remarks],
@@ -292,6 +300,8 @@ def planned_ratio(model: PrunableModel, plan: PrunePlan) -> float:
     """What the actions of a plan amount to, which is another ratio than was asked for once somebody has edited them."""
     if not plan.edited:
         return plan.ratio
+    if plan.widths():
+        return narrowed_ratio(model, plan)
     if removed := plan.removed_blocks():
         return len(removed) / len(model.blocks)
     return mean_sparsity(model, {path: action.sparsity for path, action in plan.sparsify().items()})

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prunekit.errors import InputError, UsageError
 
+Part = Literal["mlp", "attention"]
+Layout = Literal["uniform", "per-layer", "padded"]
 SCHEMA_VERSION = 1
 HINT = "prunekit plan MODEL -o plan.json"
 
@@ -88,8 +90,22 @@ class RemoveBlock(Frozen):
         return f"block {self.block}"
 
 
-KINDS = ("sparsify", "remove_block")
-Action = Annotated[Sparsify | RemoveBlock, Field(discriminator="kind")]
+class Narrow(Frozen):
+    """Leave fewer units in one part of a block; which ones is found while the plan is applied."""
+
+    kind: Literal["narrow"] = "narrow"
+    block: int = Field(ge=0, description="Index of the block in the source model.")
+    part: Part = Field(default="mlp", description="mlp, whose units are neurons, or attention: groups of heads.")
+    units: int = Field(ge=1, description="How many stay.")
+
+    @property
+    def place(self) -> str:
+        """What the action is done to."""
+        return f"the {self.part} of block {self.block}"
+
+
+KINDS = ("sparsify", "remove_block", "narrow")
+Action = Annotated[Sparsify | RemoveBlock | Narrow, Field(discriminator="kind")]
 
 
 class PrunePlan(Frozen):
@@ -117,6 +133,8 @@ class PrunePlan(Frozen):
         for place, times in Counter(action.place for action in self.actions).items():
             if times > 1:
                 raise ValueError(f"{place} has {times} actions; expected one")
+        if both := sorted(set(self.removed_blocks()) & {block for block, _ in self.widths()}):
+            raise ValueError(f"block {both[0]} is removed and narrowed; expected one of them")
         return self
 
     def sparsify(self) -> dict[str, Sparsify]:
@@ -126,6 +144,10 @@ class PrunePlan(Frozen):
     def removed_blocks(self) -> tuple[int, ...]:
         """Source indices of the blocks that go, ascending."""
         return tuple(sorted(action.block for action in self.actions if isinstance(action, RemoveBlock)))
+
+    def widths(self) -> dict[tuple[int, Part], int]:
+        """Source index of a block and its part -> how many units stay there."""
+        return {(action.block, action.part): action.units for action in self.actions if isinstance(action, Narrow)}
 
     def fingerprint(self) -> str:
         """sha256 of the actions."""

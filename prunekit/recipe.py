@@ -96,6 +96,13 @@ class Recipe(Frozen):
         default="first:1,last:1",
         description="Blocks that stay where whole blocks go: first:N, last:M and single indices, or none.",
     )
+    layout: Literal["uniform", "per-layer", "padded"] = Field(
+        default="uniform",
+        description="How blocks that lose neurons are written: all equally wide, each as wide as it is, or filled up.",
+    )
+    width_multiple: int | None = Field(
+        default=None, ge=1, description="What widths are multiples of; null means 256, 64 or 8, by the model's width."
+    )
     allocator: str = Field(default="uniform", description="What turns the ratio into one sparsity per linear.")
     options: dict[str, Any] = Field(default={}, description="The method's own options.")
     allocator_options: dict[str, Any] = Field(default={}, description="The allocator's own options.")
@@ -145,6 +152,16 @@ def refuse_needless_protection(recipe: Recipe, removes_blocks: bool) -> None:
         raise UsageError(
             f"{recipe.method} does not choose blocks, so protect_blocks {recipe.protect_blocks} means nothing to it",
             hint="leave --protect-blocks out",
+        )
+
+
+def refuse_needless_layout(recipe: Recipe, cuts_widths: bool) -> None:
+    """Raise UsageError when it is said how widths are written and the method leaves them as they are."""
+    given = "layout" if recipe.layout != "uniform" else "width_multiple" if recipe.width_multiple else None
+    if given and not cuts_widths:
+        raise UsageError(
+            f"{recipe.method} leaves every block as wide as it is, so {given} means nothing to it",
+            hint=f"leave --{given.replace('_', '-')} out, or choose a method that cuts neurons: --method comp",
         )
 
 

@@ -24,6 +24,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # name of a command-line option -> wha
     "ratio": ("ratio",),
     "pattern": ("pattern",),
     "protect_blocks": ("protect_blocks",),
+    "layout": ("layout",),
+    "width_multiple": ("width_multiple",),
     "allocator": ("allocator",),
     "calib": ("calibration.source",),
     "calib_column": ("calibration.column",),

@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from prunekit import layer_code
 from prunekit.checkpoint import Checkpoint, TensorInfo
 from prunekit.errors import InputError, UnsupportedError
 
@@ -31,7 +32,7 @@ def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     config = load_config(checkpoint, trust_remote_code)
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=_trusted(checkpoint, trust_remote_code))
     except ImportError as error:
         raise UnsupportedError(f"the model needs a package that is not installed: {error}") from error
     except Exception as error:  # whatever a family's constructor makes of numbers that do not go together
@@ -49,6 +50,11 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Pret
         return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # validators and custom code fail in as many ways as there are families
         raise InputError(f"transformers cannot read {checkpoint.folder / 'config.json'}: {error}") from error
+
+
+def _trusted(checkpoint: Checkpoint, trust_remote_code: bool) -> bool:
+    """Whether the model's own code may run: because the user said so, or because prunekit wrote it."""
+    return trust_remote_code or layer_code.is_ours(checkpoint.folder, checkpoint.config)
 
 
 def _refuse_other_kinds(config: Mapping[str, object], trust_remote_code: bool) -> None:
@@ -103,7 +109,7 @@ def load_whole(
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported below, in our words
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=_trusted(checkpoint, trust_remote_code),
     )
     model, info = loaded
     for key, words in (

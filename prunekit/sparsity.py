@@ -124,20 +124,19 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
         return torch.from_numpy(np.concatenate(list(found)))
 
 
-def count_zeros(model: PrunableModel) -> dict[str, int]:
-    """Linear path -> how many of its stored weights are zero, read block by block."""
-    counted: dict[str, int] = {}
+def count_zeros(model: PrunableModel) -> dict[str, tuple[int, int]]:
+    """Linear path -> how many of its stored weights are zero, and how many there are, read block by block."""
+    counted: dict[str, tuple[int, int]] = {}
     for block in model.kept:
         names = {f"{linear.path}.weight": linear.path for linear in block.linears}
-        stored = model.read(names)
-        counted |= {path: stored[name].numel() - int(stored[name].count_nonzero()) for name, path in names.items()}
+        for name, weight in model.read(names).items():
+            counted[names[name]] = weight.numel() - int(weight.count_nonzero()), weight.numel()
     return counted
 
 
 def measure_sparsity(model: PrunableModel) -> dict[str, float]:
     """Linear path -> fraction of its stored weights that are zero."""
-    linears = model.linears()
-    return {path: zeros / max(1, linears[path].parameters) for path, zeros in count_zeros(model).items()}
+    return {path: zeros / max(1, weights) for path, (zeros, weights) in count_zeros(model).items()}
 
 
 def zero_fraction(tensor: Tensor) -> float:

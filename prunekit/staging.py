@@ -29,7 +29,7 @@ from typing import Any, Literal, Self
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunekit.checkpoint import Copy, read_json, read_metadata, read_safetensors
+from prunekit.checkpoint import Copy, TensorInfo, read_header, read_json, read_metadata, read_safetensors
 from prunekit.errors import InputError, ResourceError, UsageError
 from prunekit.locate import WANTED
 
@@ -48,7 +48,7 @@ NOT_CONTENT = (INSIDE, "lost+found")  # in a folder that counts as empty; the se
 ELSEWHERE = "choose another place with -o"
 
 
-Part = int | Literal["outside"]  # a block by its index, or all that is no block
+Piece = int | Literal["outside"]  # a block by its index, or all that is no block
 
 
 @dataclass
@@ -157,12 +157,12 @@ class Staging:
         """Where long work keeps its state."""
         return self.folder / "work"
 
-    def block_path(self, part: Part) -> Path:
+    def block_path(self, part: Piece) -> Path:
         """The file of one finished block, or of what is outside the blocks."""
         name = f"{part:05d}" if isinstance(part, int) else part
         return self.folder / "blocks" / f"{name}.safetensors"
 
-    def has_block(self, part: Part) -> bool:
+    def has_block(self, part: Piece) -> bool:
         """Whether that part was finished, by this run or by the one it resumes."""
         return self.block_path(part).is_file()
 
@@ -170,7 +170,7 @@ class Staging:
         """How many blocks are finished."""
         return sum(1 for _ in (self.folder / "blocks").glob("[0-9]*.safetensors"))
 
-    def write_block(self, part: Part, tensors: Mapping[str, Tensor], notes: Sequence[str] = ()) -> None:
+    def write_block(self, part: Piece, tensors: Mapping[str, Tensor], notes: Sequence[str] = ()) -> None:
         """Commit one block and what there was to remark: write, sync, rename.
 
         Raises ResourceError when the disk is full.
@@ -184,11 +184,15 @@ class Staging:
             os.replace(partial, path)
             sync(path.parent)
 
-    def notes(self, part: Part) -> list[str]:
+    def notes(self, part: Piece) -> list[str]:
         """What was remarked when a finished block was pruned."""
         return json.loads(read_metadata(self.block_path(part))["notes"])
 
-    def read_block(self, part: Part, names: list[str], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
+    def block_infos(self, part: Piece) -> dict[str, TensorInfo]:
+        """What is stored of a finished part, by name."""
+        return read_header(self.block_path(part))
+
+    def read_block(self, part: Piece, names: list[str], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
         """The named tensors of a finished part in their stored dtype, or what `copy` makes of them."""
         return read_safetensors({self.block_path(part): names}, copy)
 

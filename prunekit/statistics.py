@@ -51,29 +51,58 @@ class InputNorm(Statistics):
         return _problem(self.sequences, self.squares)
 
 
-class Hessian(Statistics):
-    """H = (2 / sequences) X^T X, the second derivative of the layer's squared error (SparseGPT, section 3)."""
+class Moments(InputNorm):
+    """Sum and sum of squares of every input feature over all tokens."""
+
+    def __init__(self, squares: Tensor) -> None:
+        super().__init__(squares)
+        self.sums = torch.zeros_like(squares)  # (inputs,)
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        super().add(x)
+        rows = x.reshape(-1, x.shape[-1])
+        self.tokens += rows.shape[0]
+        self.sums += rows.float().sum(dim=0)
+
+    @property
+    def means(self) -> Tensor:
+        """(inputs,) float32: the mean of every input feature over all tokens."""
+        return self.sums / self.tokens
+
+    @property
+    def variance(self) -> Tensor:
+        """(inputs,) float32: the variance of every input feature over all tokens."""
+        return (self.squares / self.tokens - self.means.square()).clamp_min(0)
+
+
+class Gram(Moments):
+    """X^T X, the Gram matrix of a linear's inputs, and their sums, over all tokens."""
 
     def __init__(self, total: Tensor) -> None:
+        super().__init__(torch.zeros_like(total[0]))
         self.total = total  # (inputs, inputs) float32, sum over tokens of x x^T
-        self.sequences = 0
 
     @classmethod
     def begin(cls, inputs: int, device: torch.device) -> Self:
         return cls(torch.zeros(inputs, inputs, dtype=torch.float32, device=device))
 
     def add(self, x: Tensor) -> None:
-        self.sequences += sequences(x)
         rows = x.reshape(-1, x.shape[-1]).float()
+        self.sequences += sequences(x)
+        self.tokens += rows.shape[0]
+        self.sums += rows.sum(dim=0)
         self.total.addmm_(rows.T, rows)
+        self.squares = self.total.diagonal()
+
+
+class Hessian(Gram):
+    """H = (2 / sequences) X^T X, the second derivative of the layer's squared error (SparseGPT, section 3)."""
 
     @property
     def matrix(self) -> Tensor:
         """(inputs, inputs) float32."""
         return self.total * (2 / self.sequences)
-
-    def problem(self) -> str | None:
-        return _problem(self.sequences, self.total.diagonal())
 
 
 class BlockInfluence:

@@ -1,12 +1,15 @@
 """The decoder blocks and linears of a model, found from its modules; no model family is known by name."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import UnsupportedError
+from prunekit.plan import Part
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,45 @@ class Block:
     index: int
     path: str
     linears: tuple[Linear, ...]
+
+
+Segments = tuple[int, ...]  # features come in segments, and of each segment a unit owns so many, one unit after another
+NEURON: Segments = (1,)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The units of one part of one block: `writers` make them, the inputs of `reader` are them.
+
+    Names of linears are relative to their block. `writers` holds which output features of each belong to a unit,
+    `columns` which input features of the reader do.
+    """
+
+    block: int
+    part: Part
+    units: int
+    writers: Mapping[str, Segments]
+    reader: str
+    columns: Segments = NEURON
+
+    def shape(self, name: str, shape: Sequence[int], units: int, transposed: bool) -> tuple[int, ...]:
+        """What the shape of a stored tensor of the block, named relative to it, becomes with so many units left."""
+        path, _, kind = name.rpartition(".")
+        found = list(shape)
+        if path in self.writers:
+            found[-1 if transposed or kind == "bias" else 0] = units * sum(self.writers[path])
+        elif path == self.reader and kind == "weight":
+            found[0 if transposed else -1] = units * sum(self.columns)
+        return tuple(found)
+
+
+def features(segments: Segments, units: Tensor, total: int) -> Tensor:
+    """The features that some of `total` units own, in the order in which a linear with only these units holds them."""
+    parts, start = [], 0
+    for width in segments:
+        parts.append((start + units[:, None] * width + torch.arange(width)).flatten())
+        start += total * width
+    return torch.cat(parts)
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList, list[Block]]:
@@ -77,3 +119,12 @@ def find_other_matrices(block: nn.Module, path: str) -> tuple[str, ...]:
         for kind, parameter in part.named_parameters(recurse=False)
         if parameter.dim() >= 2
     )
+
+
+def fit_features(part: nn.Module) -> None:
+    """Let a linear say how wide it is, after its weight was exchanged for one of another shape."""
+    shape = part.get_parameter("weight").shape
+    if isinstance(part, Conv1D):
+        part.nx, part.nf = shape
+    elif isinstance(part, nn.Linear):
+        part.out_features, part.in_features = shape

@@ -20,7 +20,7 @@ import psutil
 import torch
 from pydantic import ValidationError
 
-from prunekit import processes
+from prunekit import layer_code, processes
 from prunekit.checkpoint import Checkpoint
 from prunekit.checks import (
     NEW_TOKENS,
@@ -129,6 +129,7 @@ def inspect_folder(
     if not files.passed:
         return Verification(mode="streaming" if mode == "streaming" else "full", checks=(files,))
     checkpoint = Checkpoint.open(folder)
+    trust_remote_code |= layer_code.is_ours(folder, checkpoint.config)
     place = choose_device(device)
     computed = choose_dtype(dtype, place, checkpoint)
     probe = Probe.read(expect) if expect else None

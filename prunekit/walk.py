@@ -121,27 +121,45 @@ def walk(ctx: Context, statistics: type[S] | None = None, *, sequential: bool = 
     block is visited once per group of linears that share an input, in the order they are called, and each group's
     statistics come from the block as the groups before it left it (SparseGPT's true-sequential).
     """
-    model, samples = ctx.model, [] if statistics is None else split(calibration_of(ctx), ctx.batch_size)
-    stream = Stream(model, [*samples, ctx.probe], ctx.offload)
+    samples = [] if statistics is None else split(calibration_of(ctx), ctx.batch_size)
+    stream = Stream(ctx.model, [*samples, ctx.probe], ctx.offload)
     known: dict[Hashable, Groups | None] = {}
+    for block, module in unfinished(ctx, stream):
+        if statistics is None or not block.linears:
+            yield Visit(block, _loaded(module, block))
+        else:
+            yield from _visits(stream, module, block, len(samples), statistics, known, sequential)
+
+
+def unfinished(ctx: Context, stream: "Stream", dense: "Stream | None" = None) -> Iterator[tuple[Block, nn.Module]]:
+    """Every kept block that no earlier run finished, in memory, to be edited; it is committed before the next comes.
+
+    The stream's last batch is the probe: when it has passed the last block its logits are recorded. Meanwhile `dense`
+    goes through all blocks of the source, and has passed those before the one that is handed out; the caller takes it
+    through that one, before editing it.
+    """
+    model = ctx.model
     ctx.progress.stage("pruning", len(model.kept))
-    for block in model.kept:
+    for block in model.blocks if dense is not None else model.kept:
+        finished = model.edits is not None and model.edits.has_block(block.index)
+        if dense is not None and (finished or block.index in model.removed):
+            with model.block(block.index, source=True) as module:
+                dense.advance(module, block)
+        if block.index in model.removed:
+            continue
         with model.block(block.index) as module:
-            if model.edits is not None and model.edits.has_block(block.index):
-                for note in model.edits.notes(block.index):
+            if finished:
+                for note in model.edits.notes(block.index) if model.edits else ():
                     ctx.note(note)
             else:
                 noted = len(ctx.notes)
-                if statistics is None or not block.linears:
-                    yield Visit(block, _loaded(module, block))
-                else:
-                    yield from _visits(stream, module, block, len(samples), statistics, known, sequential)
+                yield block, module
                 model.commit(block.index, ctx.notes[noted:])
             last = block is model.kept[-1]  # after it only the probe is still wanted
-            stream.advance(module, block, [len(samples)] if last else None)
+            stream.advance(module, block, [len(stream.batches) - 1] if last else None)
         ctx.progress.step(block.path)
     if model.edits is not None:
-        model.edits.write_probe(ctx.probe, next(stream.logits([len(samples)]))[0])
+        model.edits.write_probe(ctx.probe, next(stream.logits([len(stream.batches) - 1]))[0])
 
 
 @torch.no_grad()

@@ -14,12 +14,13 @@ LAYERS = tuple(
     row.split()
     for row in (
         "prunekit errors plan progress sample processes",
-        "checkpoint locate staging structure compute skeleton model statistics loss "
+        "checkpoint locate staging structure compute layer_code skeleton model statistics loss "
         "text_files text_hub texts token_cache",
         "contract capture collect sharding",
-        "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path "
-        "fading training_state training adapters",
-        "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",
+        "calibration walk layer_config layer_proof layer_removal sparsity allocation depth width width_config "
+        "narrowing narrowed_walk neurons gates gate_path fading training_state training adapters",
+        "evaluate registry fields yaml_text recipe settings manifest card layouts loading export comparison checks "
+        "verify inspection",
         "job lockstep pipeline",
         "cli __main__",
     )

@@ -6,10 +6,8 @@ Paper: Men et al., "ShortGPT: Layers in Large Language Models are More Redundant
 from typing import ClassVar
 
 from prunekit.contract import Context, Method, Needs
-from prunekit.depth import candidates, count_removed, plan_blocks, remove_blocks, smallest
+from prunekit.depth import candidates, count_removed, influences, plan_blocks, remove_blocks, smallest
 from prunekit.plan import PrunePlan
-from prunekit.statistics import BlockInfluence
-from prunekit.walk import transitions
 
 
 class ShortGPT(Method):
@@ -26,12 +24,3 @@ class ShortGPT(Method):
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
         remove_blocks(ctx, plan)
-
-
-def influences(ctx: Context) -> list[float]:
-    """Block influence of every block (equation 1), measured on the whole model."""
-    found = [BlockInfluence() for _ in ctx.model.blocks]
-    ctx.progress.stage("block influence", len(found))
-    for block, before, after in transitions(ctx):
-        found[block.index].add(before, after)
-    return [influence.value for influence in found]

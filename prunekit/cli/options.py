@@ -92,6 +92,20 @@ ProtectBlocks = Annotated[
         "--protect-blocks",
     ),
 ]
+Layout = Annotated[
+    str | None,
+    option(
+        METHOD,
+        "NAME",
+        "How blocks that lose neurons are written: uniform, per-layer or padded (default uniform).",
+        "--layout",
+        autocompletion=one_of("uniform", "per-layer", "padded"),
+    ),
+]
+WidthMultiple = Annotated[
+    str | None,
+    option(METHOD, "N", "What widths are multiples of (default 256, 64 or 8, by the model).", "--width-multiple"),
+]
 Allocator = Annotated[
     str | None,
     option(
@@ -274,6 +288,8 @@ PLANNING: Group = {
     "ratio": (Ratio, None),
     "pattern": (PatternOption, None),
     "protect_blocks": (ProtectBlocks, None),
+    "layout": (Layout, None),
+    "width_multiple": (WidthMultiple, None),
     "allocator": (Allocator, None),
     "set": (Set, None),
     "recipe": (RecipeFile, None),

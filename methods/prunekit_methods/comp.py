@@ -1,0 +1,114 @@
+"""COMP: remove whole blocks first, then neurons that the others can stand in for, and let the others do so.
+
+A neuron is worth what the feed-forward layer's output loses without it once all other neurons were scaled anew to make
+up for it: its share of the output, discounted by how nearly the others can say the same (a condition number).
+
+Paper: Xu et al., "COMP: Hybrid-granularity pruning of large language models", arXiv:2501.15255.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prunekit import neurons
+from prunekit.contract import Context, Method, Needs
+from prunekit.depth import candidates, influences, smallest
+from prunekit.narrowed_walk import Narrowable, Target, narrow
+from prunekit.narrowing import neurons as find_neurons
+from prunekit.narrowing import plan_narrowing
+from prunekit.neurons import Problem, keep_largest
+from prunekit.plan import PrunePlan
+from prunekit.statistics import Gram
+
+Score = Literal["condition", "refit", "sensitivity", "wanda", "fluctuation", "magnitude", "random"]
+LARGEST_MASK = 10.0  # beyond it a neuron speaks for others that it knows too little of (Kwon et al. 2022)
+
+
+class COMP(Method):
+    """Remove blocks, then neurons, and refit what reads the neurons; forward passes only, one block in memory."""
+
+    name: ClassVar[str] = "comp"
+    paper: ClassVar[str] = "Xu et al. 2025, arXiv:2501.15255"
+    needs: ClassVar[Needs] = Needs(calibration=True, blocks=True, widths=True)
+
+    layer_share: float = Field(default=0.25, ge=0, le=1, description="Part of the ratio that goes as whole blocks.")
+    score: Score = Field(default="condition", description="What a neuron is worth.")
+    recover: Literal["weights", "mask", "none"] = Field(
+        default="weights",
+        description="What makes up for neurons that go: new output weights, one scalar for every neuron, or nothing.",
+    )
+    target: Target | Literal["auto"] = Field(
+        default="auto",
+        description="What is to be had again: the output of the layer, of the dense layer, or the dense hidden states "
+        "(stream); auto is stream for weights, and else layer.",
+    )
+    damping: float = Field(default=0.01, gt=0, description="Pull towards the old weights, times the mean diagonal.")
+    mask_variance: float = Field(default=0.1, gt=0, description="Variance of the masks beyond which damping is raised.")
+
+    def plan(self, ctx: Context) -> PrunePlan:
+        found, influence = find_neurons(ctx), influences(ctx)
+        count = int(self.layer_share * ctx.ratio * len(ctx.model.blocks) + 1e-9)
+        free = candidates(ctx) if count else []
+        removed = smallest({index: influence[index] for index in free}, count)
+        kept = {block.index: influence[block.index] for block in ctx.model.kept if block.index not in removed}
+        shares = None if ctx.layout == "uniform" else losses(kept)
+        widths = found.widths(found.gone(ctx.ratio, removed), kept, shares)
+        return plan_narrowing(ctx, self.name, found, widths, removed, {"importance": influence, "order": removed})
+
+    def apply(self, ctx: Context, plan: PrunePlan) -> None:
+        automatic: Target = "stream" if self.recover == "weights" else "layer"
+        for place in narrow(ctx, plan, Gram, automatic if self.target == "auto" else self.target):
+            keep, weight = self._leave(place, ctx)
+            place.leave(keep, weight)
+
+    def _leave(self, place: Narrowable[Gram], ctx: Context) -> tuple[Tensor, Tensor | None]:
+        """The neurons of one layer that stay, and the weight (outputs, neurons) that then reads them."""
+        arguments = (place.inputs.total, place.weight, place.goal, self.damping)
+        gone = place.site.units - place.units
+        if self.score == "condition":
+            keep, _, _ = Problem.masks(*arguments).remove(gone)
+        elif self.score == "refit":
+            keep, _, _ = Problem.weights(*arguments).remove(gone)
+        else:
+            keep = keep_largest(self._scores(place, ctx), place.units)
+        if self.recover == "none":
+            return keep, None
+        if self.recover == "weights":
+            return keep, Problem.weights(*arguments).solve(keep)[0].T
+        return keep, place.weight * self._masks(Problem.masks(*arguments), keep, place, ctx)
+
+    def _masks(self, problem: Problem, keep: Tensor, place: Narrowable[Gram], ctx: Context) -> Tensor:
+        """One scalar per neuron (neurons,), damped until their variance and size are within bounds."""
+        while True:
+            masks, _ = problem.solve(keep)
+            inside = masks[keep].var(correction=0) <= self.mask_variance and masks.abs().max() <= LARGEST_MASK
+            if inside or problem.damping > 1e6:
+                break
+            problem = problem.damped(10 * problem.damping)
+        if problem.damping != self.damping:
+            bound = f"the masks' variance within {self.mask_variance:g}"
+            ctx.note(f"{place.block.path}: damping {problem.damping:g} keeps {bound}")
+        return masks[:, 0].to(place.weight)
+
+    def _scores(self, place: Narrowable[Gram], ctx: Context) -> Tensor:
+        """Scores (neurons,) of the measures that do not solve for the others."""
+        if self.score == "random":
+            seed = ctx.generator.initial_seed() + place.block.index
+            return torch.rand(place.site.units, generator=torch.Generator().manual_seed(seed)).to(ctx.device)
+        if self.score == "magnitude":
+            return place.magnitudes()
+        measures: dict[str, Callable[..., Tensor]] = {
+            "sensitivity": neurons.sensitivity,
+            "wanda": neurons.wanda,
+            "fluctuation": neurons.fluctuation,
+        }
+        return measures[self.score](place.inputs, place.weight)
+
+
+def losses(influence: dict[int, float]) -> dict[int, float]:
+    """How many neurons blocks lose, relative to each other: from 0.5 for the most important to 1.5 for the least."""
+    low, high = min(influence.values()), max(influence.values())
+    return {index: 1.5 - (value - low) / ((high - low) or 1.0) for index, value in influence.items()}
