@@ -29,7 +29,7 @@ UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 PLAIN = re.compile(r"(?!(?:true|false|null|yes|no|on|off)$)[A-Za-z_][\w./:-]*", re.IGNORECASE)
 VERIFIED = {
     "full": (
-        "Before the folder was moved into place, a fresh process loaded it with plain `from_pretrained`: no "
+        "Before the folder was moved into place, a fresh process loaded it with `from_pretrained`: no "
         "key missing, unexpected or mismatched; logits equal to those of the pruned model; greedy generation "
         "with the cache equal to generation without it."
     ),
@@ -46,9 +46,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```"""
+USE_PER_LAYER = USE.replace('"FOLDER")\ntokenizer', '"FOLDER", trust_remote_code=True)\ntokenizer')
+AS_SOURCE = (
+    "FOLDER is this folder, or its id on the hub. Loading needs no prunekit, and the architecture is the source's own: "
+    "what loads the source model loads this one."
+)
+PER_LAYER = (
+    "FOLDER is this folder, or its id on the hub. Its blocks are not equally wide, and transformers has no class for "
+    "that: `modeling_prunekit.py` beside the weights derives one from the source's own, which is why it must be "
+    "trusted. It needs no prunekit. With prunekit, `prunekit.load(FOLDER)` loads it, and `prunekit export FOLDER "
+    "--layout padded` writes it for whatever loads the source."
+)
 FEWER_BLOCKS = (
     "Every block that is gone saves its weights on disk, its memory, its share of the key-value cache and its time."
 )
+NARROWER = "Every neuron that is gone saves its weights on disk, its memory and its time."
 DENSE = (
     "The zeros are stored like any other number, in dense safetensors. File size, memory and speed are those "
     "of the source model, unless a runtime makes use of the zeros."
@@ -139,12 +151,12 @@ def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[
         _perplexity(manifest.perplexity),
         VERIFIED[verified],
         "## Use",
-        USE,
-        "FOLDER is this folder, or its id on the hub. Loading needs no prunekit, and the architecture is the "
-        "source's own: what loads the source model loads this one.",
+        USE_PER_LAYER if _own_code(manifest) else USE,
+        PER_LAYER if _own_code(manifest) else AS_SOURCE,
         "## Limits",
         DENSE if plan.sparsify() else "",
         FEWER_BLOCKS if plan.removed_blocks() else "",
+        NARROWER if result.widths else "",
         "Perplexity on one text is a rough measure. Nothing else was evaluated here: no task, no long text, "
         "no other language, no safety. Pruning can change any of them. The source model's limits remain.",
         *_sample(sample),
@@ -161,8 +173,22 @@ def _change(manifest: Manifest) -> str:
     plan, result = manifest.plan, manifest.result
     removed = f"without {len(result.removed_blocks)} of its {result.blocks + len(result.removed_blocks)} decoder blocks"
     zeroed = f"with {result.sparsity:.2%} of the weights in its decoder blocks' linears set to zero"
-    parts = ([f"{removed}, taken out"] if plan.removed_blocks() else []) + ([zeroed] if plan.sparsify() else [])
+    narrowed = f"with {_widths(result)} neurons in each decoder block's feed-forward layer"
+    parts = [f"{removed}, taken out"] if plan.removed_blocks() else []
+    parts += [narrowed] if result.widths else []
+    parts += [zeroed] if plan.sparsify() else []
     return " and ".join(parts) or "rewritten"
+
+
+def _own_code(manifest: Manifest) -> bool:
+    """Whether a model file lies beside the weights."""
+    return manifest.recipe.get("layout") == "per-layer" and len(set(manifest.result.widths)) > 1
+
+
+def _widths(result: Result) -> str:
+    """`376`, or `288 to 440`."""
+    low, high = min(result.widths), max(result.widths)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _counted(result: Result) -> str:
@@ -178,11 +204,14 @@ def _counted(result: Result) -> str:
 
 def _done(manifest: Manifest) -> Iterator[tuple[str, str]]:
     plan, recipe, source, calibration = manifest.plan, manifest.recipe, manifest.source, manifest.calibration
+    result = manifest.result
     yield "source", code(source.spec)
     yield "method", code(plan.method) + _options(recipe.get("options"))
     yield "ratio", f"{plan.ratio:g}"
     if removed := plan.removed_blocks():
         yield "removed blocks", ", ".join(map(str, removed)) + " (counted from 0, in the source)"
+    if result.widths:
+        yield "widths", f"{_widths(result)} neurons, layout {code(recipe.get('layout', 'uniform'))}"
     if actions := plan.sparsify():
         wanted = sorted(action.sparsity for action in actions.values())
         spread = f"{wanted[0]:.2%}" if wanted[0] == wanted[-1] else f"{wanted[0]:.2%} to {wanted[-1]:.2%}"

@@ -26,9 +26,7 @@ from prunekit.layouts import Narrowed
 from prunekit.manifest import LinearResult, Result
 from prunekit.model import PrunableModel, fit
 from prunekit.plan import Layout
-from prunekit.sparsity import count_zeros
 from prunekit.staging import storage_errors, sync, write_atomically
-from prunekit.width_config import current_widths
 
 BATCH_BYTES = 64 * 2**20  # read at once: few openings of a file, little memory
 NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()} | {
@@ -63,36 +61,40 @@ def export(model: PrunableModel, folder: Path, *, max_shard_size: str = "5GB", l
         changes = removal.config if removal else {}
         _write_config(model, folder, narrowed.config(changes) if narrowed else changes)
         for path in model.checkpoint.side_files():
-            _copy(path, folder / path.name)
+            copy(path, folder / path.name)
         if narrowed and (code := narrowed.code()):
             write_atomically(folder / CODE, code)
         sync(folder)
 
 
-def measure(model: PrunableModel) -> Result:
-    """Count what is left: parameters, and the zeros in every linear of the blocks; one block in memory at a time.
+def measure(model: PrunableModel, layout: Layout = "uniform") -> Result:
+    """Count what is written: parameters, and the zeros in every linear of the blocks; one block in memory at a time.
 
     Linears go by their paths in the exported folder.
     """
-    counted = count_zeros(model)
+    narrowed = Narrowed(model, layout) if model.sites else None
     linears: dict[str, LinearResult] = {}
     for position, block in enumerate(model.kept):
-        for linear in block.linears:
-            path = f"{model.stack_path}.{position}{linear.path.removeprefix(block.path)}"
-            zeros, weights = counted[linear.path]
+        names = {f"{linear.path}.weight": linear.path for linear in block.linears}
+        for name, weight in model.read(names).items():
+            written = narrowed.tensor(name, weight) if narrowed else weight
+            path = f"{model.stack_path}.{position}{names[name].removeprefix(block.path)}"
+            zeros, weights = written.numel() - int(written.count_nonzero()), written.numel()
             linears[path] = LinearResult(weights=weights, zeros=zeros, sparsity=zeros / max(1, weights))
     weights = sum(part.weights for part in linears.values())
     zeros = sum(part.zeros for part in linears.values())
     before = sum(_count(info.shape) for info in model.tensors.values())
     inside = [name for block in model.blocks for name in model.block_tensors(block.index)]
     left = model.stored(name for block in model.kept for name in model.block_tensors(block.index))
+    if narrowed:
+        left = {name: narrowed.info(name, info) for name, info in left.items()}
     gone = sum(_count(model.tensors[name].shape) for name in inside) - sum(_count(info.shape) for info in left.values())
     return Result(
         parameters=before - gone,
         parameters_before=before,
         blocks=len(model.kept),
         removed_blocks=tuple(sorted(model.removed)),
-        widths=tuple(current_widths(model).values()) if model.sites else (),
+        widths=tuple(narrowed.widths.values()) if narrowed else (),
         weights=weights,
         zeros=zeros,
         sparsity=zeros / max(1, weights),
@@ -255,12 +257,13 @@ def _save_whole(model: PrunableModel, folder: Path, narrowed: Narrowed | None) -
 
 def _write_config(model: PrunableModel, folder: Path, patch: Mapping[str, Any]) -> None:
     if not patch:
-        _copy(model.checkpoint.folder / "config.json", folder / "config.json")
+        copy(model.checkpoint.folder / "config.json", folder / "config.json")
     else:
         text = json.dumps(model.checkpoint.config | dict(patch), indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / "config.json", text)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, and sync it."""
     shutil.copyfile(source, target)
     sync(target)

@@ -85,7 +85,7 @@ class Job:
         return Context(
             model=self.model,
             ratio=recipe.sparsity if self.method.needs.ratio else 0.0,
-            probe=_probe(ids, self.model),
+            probe=probe_ids(ids, self.model),
             pattern=Pattern.parse(recipe.pattern),
             calibration=ids,
             batch_size=recipe.calibration.batch_size or default_batch_size(seq_len),
@@ -319,7 +319,7 @@ def _calibrate(
     return calibration
 
 
-def _probe(ids: Tensor | None, model: PrunableModel) -> Tensor:
+def probe_ids(ids: Tensor | None, model: PrunableModel) -> Tensor:
     """A short sequence (1, tokens): the beginning of the calibration set, else seeded random tokens."""
     if ids is not None:
         return ids[:1, :PROBE_TOKENS].clone()

@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from prunekit.structure import Site
+
 MODULE = "modeling_prunekit"
 FILE = f"{MODULE}.py"
 TEMPLATE = '''"""$causal with feed-forward layers of different widths, as `per_layer_config` in config.json says.
@@ -91,11 +93,9 @@ FIELDS = {
 }
 
 
-def render(
-    model: PreTrainedModel, stack_path: str, key: str, unit: int, writers: Mapping[str, int], reader: str
-) -> str:
+def render(model: PreTrainedModel, stack_path: str, key: str, unit: int, site: Site) -> str:
     """The model file for a class of transformers' own whose decoder blocks are at `stack_path`."""
-    shown = ", ".join(f'"{name}": {each}' for name, each in writers.items())
+    shown = ", ".join(f'"{name}": {sum(segments)}' for name, segments in site.writers.items())
     return Template(TEMPLATE).substitute(
         module=type(model).__module__,
         base=type(model.base_model).__name__,
@@ -103,7 +103,7 @@ def render(
         key=key,
         unit=unit,
         blocks=stack_path.removeprefix(f"{model.base_model_prefix}."),
-        reader=reader,
+        reader=site.reader,
         writers=f"{{{shown}}}",
     )
 
@@ -118,14 +118,18 @@ def auto_map(model: PreTrainedModel) -> dict[str, str]:
 
 def is_ours(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether all the code that a model folder brings is a file that `render` wrote, unchanged."""
-    path, classes = folder / FILE, config.get("auto_map")
-    if not isinstance(classes, dict) or not path.is_file():
-        return False
-    found = _pattern().fullmatch(path.read_text(encoding="utf-8", errors="replace"))
-    if found is None:
+    classes, found = config.get("auto_map"), read(folder)
+    if not isinstance(classes, dict) or found is None:
         return False
     ours = {f"{MODULE}.PerLayer{found[name]}" for name in ("base", "causal")}
     return classes.keys() <= {"AutoModel", "AutoModelForCausalLM"} and set(classes.values()) <= ours
+
+
+def read(folder: Path) -> dict[str, str] | None:
+    """The names with which the model file of a folder was rendered; None when it is not a file of ours."""
+    path = folder / FILE
+    found = _pattern().fullmatch(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    return found and found.groupdict()
 
 
 def _pattern() -> re.Pattern[str]:

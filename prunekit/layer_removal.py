@@ -65,7 +65,7 @@ def rename_tensors(stored: Collection[str], stack_path: str, depth: int, removed
     places = {old: new for new, old in enumerate(index for index in range(depth) if index not in removed)}
     names: dict[str, str] = {}
     for name in stored:
-        index, rest = _split(name, prefix)
+        index, rest = split_name(name, prefix)
         if index is None:
             names[name] = name
         elif index in places:
@@ -153,7 +153,7 @@ def _check_removed(removed: Collection[int], depth: int) -> tuple[int, ...]:
     return gone
 
 
-def _split(name: str, prefix: str) -> tuple[int | None, str]:
+def split_name(name: str, prefix: str) -> tuple[int | None, str]:
     """Index of the block a tensor belongs to, and its name in the block; None for a tensor outside the blocks."""
     number, _, rest = name.removeprefix(f"{prefix}.").partition(".")
     inside = name.startswith(f"{prefix}.") and number.isdigit() and bool(rest)
@@ -164,7 +164,7 @@ def _stored_heads(model: PrunableModel) -> bool:
     """Whether the files hold blocks beyond the model's depth."""
     depth = len(model.blocks)
     prefix = stored_prefix(model.checkpoint.tensors, model.stack_path, depth)
-    return any((_split(name, prefix)[0] or 0) >= depth for name in model.checkpoint.tensors)
+    return any((split_name(name, prefix)[0] or 0) >= depth for name in model.checkpoint.tensors)
 
 
 def _shorten(model: PrunableModel, kept: tuple[int, ...], *, heads: bool) -> Changes:

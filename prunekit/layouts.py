@@ -64,10 +64,7 @@ class Narrowed:
         if not self.differ:
             return None
         site = next(iter(self.sites.values()))
-        writers = {name: sum(segments) for name, segments in site.writers.items()}
-        return layer_code.render(
-            self.model.skeleton, self.model.stack_path, self.key.name, self.key.unit, writers, site.reader
-        )
+        return layer_code.render(self.model.skeleton, self.model.stack_path, self.key.name, self.key.unit, site)
 
     def _place(self, name: str) -> tuple[Site, str, bool] | None:
         """The site that a tensor may belong to, its name inside the block, and whether its linear is transposed."""

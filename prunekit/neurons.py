@@ -40,7 +40,7 @@ class Problem:
     def masks(cls, gram: Tensor, weight: Tensor, goal: Tensor | None, damping: float) -> Self:
         """One scalar for every neuron; `goal` is C (n, outputs), by default what the layer gave: H W^T."""
         wide = weight.double()
-        found = gram.double() * (wide.T @ wide)
+        found = (wide.T @ wide).mul_(gram)
         wanted = found.sum(dim=1) if goal is None else (goal.double() * wide.T).sum(dim=1)
         return cls(found, wanted[:, None], torch.ones(len(gram), 1, dtype=torch.float64, device=gram.device), damping)
 
@@ -56,35 +56,35 @@ class Problem:
 
     def inverse(self) -> tuple[Tensor, float]:
         """(G + lambda I)^-1, and lambda."""
-        factor, level = self._factor(self.gram)
+        factor, level = self._factor(self.gram.clone())
         return torch.cholesky_inverse(factor), level
 
     def solve(self, keep: Tensor) -> tuple[Tensor, float]:
         """The solution (n, k) with zeros where `keep` (n,) is False, and lambda."""
         gram = self.gram[keep][:, keep]
+        rest = self.goal[keep] - gram @ self.start[keep]
         factor, level = self._factor(gram)
         found = torch.zeros_like(self.start)
-        rest = self.goal[keep] - gram @ self.start[keep]
         found[keep] = self.start[keep] + torch.cholesky_solve(rest, factor)
         return found, level
 
     def remove(self, count: int) -> tuple[Tensor, Tensor, float]:
         """Leave out `count` neurons greedily: keep mask (n,), solution (n, k) and lambda."""
+        rest = self.goal - self.gram @ self.start
         p, level = self.inverse()
-        value = self.start + p @ (self.goal - self.gram @ self.start)
+        value = self.start + p @ rest
         return *remove_greedily(p, value, count), level
 
     def _factor(self, gram: Tensor) -> tuple[Tensor, float]:
-        """Cholesky factor of a damped matrix; lambda is raised tenfold until the matrix is positive definite."""
+        """Cholesky factor of a matrix, which is damped; lambda is raised tenfold until it is positive definite."""
         mean = float(self.gram.diagonal().mean())
-        level = self.damping * mean if mean > 0 else 1.0
+        level, added = self.damping * mean if mean > 0 else 1.0, 0.0
         while True:
-            damped = gram.clone()
-            damped.diagonal().add_(level)
-            factor, failed = torch.linalg.cholesky_ex(damped)
+            gram.diagonal().add_(level - added)
+            factor, failed = torch.linalg.cholesky_ex(gram)
             if not failed:
                 return factor, level
-            level = max(10 * level, 1e-12 * mean)
+            level, added = max(10 * level, 1e-12 * mean), level
 
 
 def remove_greedily(p: Tensor, value: Tensor, count: int) -> tuple[Tensor, Tensor]:

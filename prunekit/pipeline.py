@@ -221,7 +221,7 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> O
     job.method.apply(ctx, plan)
     processes.leave()  # what is left is done by the first one
     after = job.quick_perplexity(staging, pruned=True)
-    result = count(job.model)
+    result = count(job.model, job.recipe.layout)
     export(
         job.model,
         staging.export_dir,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from prunekit import registry, yaml_text
 from prunekit.errors import RecipeError, UsageError
 from prunekit.fields import fault, nearest, shorten
-from prunekit.recipe import FREE, ComputeRecipe, Recipe, leaves
+from prunekit.recipe import FREE, ComputeRecipe, ExportRecipe, Recipe, leaves
 
 Origin = Literal["flag", "--set", "environment", "recipe", "default"]
 PRECEDENCE: tuple[Origin, ...] = get_args(Origin)
@@ -257,8 +257,17 @@ def override(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Recipe:
 
 def compute(**flags: Any) -> ComputeRecipe:
     """Where a command without a recipe computes, from some of the options device, dtype and offload."""
+    return _without_method(flags).compute
+
+
+def writing(**flags: Any) -> ExportRecipe:
+    """How a command without a recipe writes a folder, from some of the options max_shard_size and verify."""
+    return _without_method(flags).export
+
+
+def _without_method(flags: Mapping[str, Any]) -> Recipe:
     given = _from_flags({option: value for option, value in flags.items() if value is not None})
-    return _validate({"method": Given(DEFAULT_BASE, "default", "method")} | given).compute
+    return _validate({"method": Given(DEFAULT_BASE, "default", "method")} | given)
 
 
 def _refuse_foreign_trust(recipe: Recipe, given: Mapping[str, Given], name: str) -> None:

@@ -124,19 +124,13 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
         return torch.from_numpy(np.concatenate(list(found)))
 
 
-def count_zeros(model: PrunableModel) -> dict[str, tuple[int, int]]:
-    """Linear path -> how many of its stored weights are zero, and how many there are, read block by block."""
-    counted: dict[str, tuple[int, int]] = {}
+def measure_sparsity(model: PrunableModel) -> dict[str, float]:
+    """Linear path -> fraction of its stored weights that are zero, read block by block."""
+    measured: dict[str, float] = {}
     for block in model.kept:
         names = {f"{linear.path}.weight": linear.path for linear in block.linears}
-        for name, weight in model.read(names).items():
-            counted[names[name]] = weight.numel() - int(weight.count_nonzero()), weight.numel()
-    return counted
-
-
-def measure_sparsity(model: PrunableModel) -> dict[str, float]:
-    """Linear path -> fraction of its stored weights that are zero."""
-    return {path: zeros / max(1, weights) for path, (zeros, weights) in count_zeros(model).items()}
+        measured |= {names[name]: zero_fraction(weight) for name, weight in model.read(names).items()}
+    return measured
 
 
 def zero_fraction(tensor: Tensor) -> float:

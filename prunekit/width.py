@@ -108,9 +108,23 @@ def widen(site: Site, name: str, tensor: Tensor, units: int, wanted: int, transp
     shape = site.shape(name, tensor.shape, wanted, transposed)
     if shape == tensor.shape:
         return tensor
-    dim = next(place for place, size in enumerate(shape) if size != tensor.shape[place])
-    segments = site.writers.get(name.rpartition(".")[0], site.columns)
+    dim, segments = _cut_along(site, name, shape, tensor)
     return tensor.new_zeros(shape).index_copy_(dim, features(segments, torch.arange(units), wanted), tensor)
+
+
+def shorten(site: Site, name: str, tensor: Tensor, wanted: int, transposed: bool) -> Tensor:
+    """A stored tensor of the block, named relative to it, with the first `wanted` of the site's units."""
+    shape = site.shape(name, tensor.shape, wanted, transposed)
+    if shape == tensor.shape:
+        return tensor
+    dim, segments = _cut_along(site, name, shape, tensor)
+    return tensor.index_select(dim, features(segments, torch.arange(wanted), site.units))
+
+
+def _cut_along(site: Site, name: str, shape: tuple[int, ...], tensor: Tensor) -> tuple[int, Segments]:
+    """The dimension in which a tensor becomes of another shape, and the segments of units along it."""
+    dim = next(place for place, size in enumerate(shape) if size != tensor.shape[place])
+    return dim, site.writers.get(name.rpartition(".")[0], site.columns)
 
 
 @torch.no_grad()

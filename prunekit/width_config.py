@@ -9,7 +9,7 @@ with it changed, transformers must build a model in which just the expected tens
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ class WidthKey:
     def value(self, units: int) -> int | float:
         """What the setting is for so many neurons."""
         return units if self.unit == 1 else units / self.unit
+
+    def narrower(self, widths: Sequence[int]) -> dict[str, dict[str, int | float]]:
+        """`per_layer_config`: the blocks, by where they stand, that are narrower than the widest."""
+        return {str(place): {self.name: self.value(width)} for place, width in enumerate(widths) if width < max(widths)}
 
     def changes(self, units: int, config: Mapping[str, Any] | None = None) -> Changes:
         """The keys of config.json that change, beside those that do already; a nested section is given whole."""
@@ -136,7 +140,6 @@ def layout_changes(
     changes = key.changes(max(places), config)
     if layout != "per-layer" or len(set(places)) == 1:
         return changes
-    narrower = {str(place): {key.name: key.value(width)} for place, width in enumerate(places) if width < max(places)}
     section = changes if key.key is None else changes[key.key]
-    section["per_layer_config"] = narrower
+    section["per_layer_config"] = key.narrower(places)
     return changes

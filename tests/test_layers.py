@@ -19,9 +19,9 @@ LAYERS = tuple(
         "contract capture collect sharding",
         "calibration walk layer_config layer_proof layer_removal sparsity allocation depth width width_config "
         "narrowing narrowed_walk neurons gates gate_path fading training_state training adapters",
-        "evaluate registry fields yaml_text recipe settings manifest card layouts loading export comparison checks "
-        "verify inspection",
-        "job lockstep pipeline",
+        "evaluate registry fields yaml_text recipe settings manifest card layouts loading export rewriting "
+        "comparison checks verify inspection",
+        "job lockstep pipeline relayout",
         "cli __main__",
     )
 )

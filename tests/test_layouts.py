@@ -1,5 +1,8 @@
 """A folder with narrower blocks is the model that was meant: exact logits in every layout, by plain transformers."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,10 @@ from torch import Tensor
 import families
 from prunekit.checkpoint import Checkpoint
 from prunekit.checks import check_generation
-from prunekit.export import export
+from prunekit.errors import UsageError
+from prunekit.export import export, measure
+from prunekit.layer_code import FILE, is_ours
+from prunekit.loading import load
 from prunekit.model import PrunableModel
 from prunekit.staging import Staging
 from prunekit.structure import features
@@ -89,3 +95,81 @@ def test_cutting_neurons_that_nobody_reads_changes_no_logit(family: str, layout:
     model.save_pretrained(tmp_path / "again")
     again = logits(model_of(tmp_path / "again", trust_remote_code=layout == "per-layer"))
     assert torch.equal(again, found)
+
+
+def test_a_folder_per_layer_without_trust_fails_loudly(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    _, out = made("llama", tmp_path, "per-layer")
+    with pytest.raises(Exception, match=r"per-layer attribute|size mismatch|mismatch"):
+        AutoModelForCausalLM.from_pretrained(out)
+
+
+def test_prunekit_load_needs_no_trust_for_its_own_file_and_for_nothing_else(tmp_path: Path) -> None:
+    _, out = made("llama", tmp_path, "per-layer")
+    assert torch.equal(logits(load(out)), logits(model_of(out, trust_remote_code=True)))
+    (out / FILE).write_text((out / FILE).read_text() + "raise SystemExit('code ran')\n")
+    assert not is_ours(out, json.loads((out / "config.json").read_text()))
+    with pytest.raises(Exception, match=r"per-layer attribute|mismatch"):
+        load(out)
+
+
+def test_a_fresh_process_without_prunekit_loads_a_folder_per_layer(tmp_path: Path) -> None:
+    _, out = made("gpt_neox", tmp_path, "per-layer")
+    code = (
+        "import sys; sys.modules['prunekit'] = None\n"
+        "from transformers import AutoModel, AutoModelForCausalLM\n"
+        f"for auto in (AutoModel, AutoModelForCausalLM):\n"
+        f"    model, info = auto.from_pretrained({str(out)!r}, trust_remote_code=True, output_loading_info=True)\n"
+        "    assert not info['missing_keys'] and not info['mismatched_keys'], info\n"
+        "print(type(model).__name__, model.config.model_type)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["PerLayerGPTNeoXForCausalLM", "gpt_neox"], done.stderr
+
+
+def test_the_config_changes_in_the_width_alone(tmp_path: Path) -> None:
+    dense, out = made("llama", tmp_path, "uniform")
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (dense, out))
+    assert after == {**before, "intermediate_size": 32}
+    assert not list(out.glob("*.py"))
+
+
+def test_what_is_counted_is_what_is_written(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "dense")
+    keeps = silence(tmp_path / "dense", {0: 32, 1: 40, 2: 32, 3: 64})
+    model = narrowed(tmp_path / "dense", keeps, tmp_path / "work")
+    sizes = {}
+    for layout in ("per-layer", "padded"):
+        export(model, tmp_path / layout, layout=layout)
+        counted, written = measure(model, layout), Checkpoint.open(tmp_path / layout).tensors
+        assert counted.parameters == sum(torch.Size(info.shape).numel() for info in written.values())
+        assert counted.widths == (32, 40, 32, 64)
+        sizes[layout] = counted.parameters
+    assert sizes["padded"] == counted.parameters_before > sizes["per-layer"]
+
+
+def test_unequal_widths_in_layout_uniform_are_a_usage_error(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "dense")
+    keeps = silence(tmp_path / "dense", {0: 32, 1: 40, 2: 32, 3: 32})
+    with pytest.raises(UsageError, match="32 to 40 neurons wide"):
+        export(narrowed(tmp_path / "dense", keeps, tmp_path / "work"), tmp_path / "out")
+
+
+def test_a_narrower_model_can_be_pruned_again(tmp_path: Path) -> None:
+    _, out = made("llama", tmp_path, "per-layer")
+    model = PrunableModel.open(Checkpoint.open(out), device="cpu")
+    assert [site.units for site in find_sites(model).values()] == [40, 32, 40, 32]
+
+
+def test_blocks_that_are_gone_and_blocks_that_are_narrower_go_together(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "dense")
+    keeps = silence(tmp_path / "dense", {0: 32, 1: 40, 2: 32, 3: 64})
+    model = narrowed(tmp_path / "dense", {index: keeps[index] for index in (0, 2, 3)}, tmp_path / "work")
+    model.removed = frozenset({1})
+    model.sites = {place: site for place, site in model.sites.items() if place[0] != 1}
+    export(model, tmp_path / "out", layout="per-layer")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 3
+    assert config["per_layer_config"] == {"0": {"intermediate_size": 32}, "1": {"intermediate_size": 32}}
+    assert logits(model_of(tmp_path / "out", trust_remote_code=True)).isfinite().all()

@@ -391,3 +391,24 @@ def old_model(folder: Path) -> Path:
     for name in ("config.json", "old.safetensors", "tokenizer.json"):
         (target / name).write_text("old")
     return target
+
+
+@pytest.mark.parametrize("method", ["comp", "flap", "llm-pruner"])
+def test_a_killed_run_that_narrows_blocks_goes_on_and_writes_the_same_bytes(
+    method: str, server: Server, inputs: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "method": method,
+        "ratio": 0.3,
+        "layout": "per-layer",
+        "set": "width_multiple=4",
+        "max_shard_size": "5GB",
+    }
+    (tmp_path / "whole").mkdir()
+    ended = server.run(*words(inputs, **settings), cwd=tmp_path / "whole")
+    assert ended.code == 0, ended.stderr
+    moment = seen(ended, tmp_path / "whole").index(f"replace {STAGED}/blocks/00002.partial")
+    assert server.run(*words(inputs, **settings), cwd=tmp_path, at=moment).code == -signal.SIGKILL
+    again = server.run(*words(inputs, **settings), cwd=tmp_path)
+    assert (again.code, again.json()["resumed_blocks"]) == (0, 2), again.stderr
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole" / "out")

@@ -76,7 +76,9 @@ def taylor(model: nn.Module, weights: list[nn.Parameter], ids: Tensor, order: st
                 gradient[place] += found / len(ids)
                 if fisher:
                     fisher[place] += found.square() / len(ids)
-    changes = [weight.detach() * found for weight, found in zip(weights, gradient, strict=True)]
-    for change, weight, squares in zip(changes, weights, fisher, strict=bool(fisher)):
-        change -= weight.detach().square() * squares / 2
-    return [change.abs() for change in changes]
+    for place, weight in enumerate(weights):
+        gradient[place].mul_(weight.detach())
+        if fisher:
+            gradient[place] -= fisher[place].mul_(weight.detach().square()) / 2
+        gradient[place].abs_()
+    return gradient

@@ -7,6 +7,7 @@ from prunekit.cli.screen import Screen, facts
 
 if TYPE_CHECKING:
     from prunekit.pipeline import Outcome
+    from prunekit.relayout import Relaid
 
 SAME_SIZE = "note: zeroed weights stay in dense files: file size, memory and speed will not change"
 
@@ -21,7 +22,7 @@ def show(screen: Screen, outcome: "Outcome", model: str) -> None:
 def summary(outcome: "Outcome", model: str) -> list[tuple[str, str]]:
     """What was done and measured, in a few words each."""
     rows = [("pruned", f"{outcome.method}{pruned(outcome)}")]
-    if outcome.removed_blocks:
+    if outcome.parameters != outcome.parameters_before:
         rows.append(("parameters", parameters(outcome)))
     if outcome.perplexity:
         rows.append(("perplexity", perplexity(outcome.perplexity)))
@@ -36,15 +37,25 @@ def summary(outcome: "Outcome", model: str) -> list[tuple[str, str]]:
 
 def pruned(outcome: "Outcome") -> str:
     """`, unstructured: 50.00 % of 4,718,592 weights are zero` or `: blocks 1, 4 and 5 of 12 are gone`."""
-    if gone := outcome.removed_blocks:
-        last = f" and {gone[-1]}" if len(gone) > 1 else ""
-        named = ", ".join(map(str, gone[:-1] or gone)) + last
-        return f": block{'s' * (len(gone) > 1)} {named} of {outcome.blocks + len(gone)} {'are' if last else 'is'} gone"
+    parts = [gone_blocks(outcome)] if outcome.removed_blocks else []
+    if widths := outcome.widths:
+        spread = f"{min(widths)}" if len(set(widths)) == 1 else f"{min(widths)} to {max(widths)}"
+        parts.append(f"{spread} neurons are left in {'every block' if len(set(widths)) == 1 else 'a block'}")
+    if parts:
+        return f": {'; '.join(parts)}"
     zeros = f"{outcome.sparsity:.2%} of {outcome.weights:,} weights are zero".replace("%", " %")
     return f", {outcome.pattern}: {zeros}"
 
 
-def parameters(outcome: "Outcome") -> str:
+def gone_blocks(outcome: "Outcome") -> str:
+    """`blocks 1, 4 and 5 of 12 are gone`."""
+    gone = outcome.removed_blocks
+    last = f" and {gone[-1]}" if len(gone) > 1 else ""
+    named = ", ".join(map(str, gone[:-1] or gone)) + last
+    return f"block{'s' * (len(gone) > 1)} {named} of {outcome.blocks + len(gone)} {'are' if last else 'is'} gone"
+
+
+def parameters(outcome: "Outcome | Relaid") -> str:
     """`5,117,184 -> 3,937,536 (-23.1 %)`."""
     before, after = outcome.parameters_before, outcome.parameters
     return f"{before:,} -> {after:,}{change(before, after)}"

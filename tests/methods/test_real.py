@@ -91,3 +91,20 @@ def test_with_two_of_four_kept_sparsegpt_still_beats_wanda_on_stories260k(storie
     print(found)
     assert found["sparsegpt"][0] < found["wanda"][0] < found["magnitude"][0]
     assert {sparsity for _, sparsity in found.values()} == {0.5}
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.4])
+def test_on_stories260k_comp_with_weights_beats_masks_masks_beat_nothing_and_all_beat_llm_pruner(
+    stories: Study, ratio: float
+) -> None:
+    def measured(name: str, **options: object) -> float:
+        method = registry.load(name)(**options)
+        target = stories.work / f"{name}-{options}-{ratio}"
+        ctx = checks.open_context(stories.folder, method, target, ids=stories.calibration, ratio=ratio)
+        method.apply(ctx, method.plan(ctx))
+        return perplexity(ctx.model, stories.held_out)
+
+    weights, mask, none = (measured("comp", recover=how) for how in ("weights", "mask", "none"))
+    other = measured("llm-pruner")
+    print(f"at {ratio:.0%}: weights {weights:.2f}, mask {mask:.2f}, none {none:.2f}, LLM-Pruner {other:.2f}")
+    assert weights < mask < none < other

@@ -1,0 +1,93 @@
+"""From a finished run to the same model in another layout: written, proven and moved into place as any result is."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from prunekit.card import repeat_command, write_card
+from prunekit.export import measure
+from prunekit.job import open_model, probe_ids
+from prunekit.manifest import Manifest
+from prunekit.model import PrunableModel
+from prunekit.plan import Frozen, Layout
+from prunekit.progress import Progress, Silent
+from prunekit.recipe import ComputeRecipe, ExportRecipe, Recipe
+from prunekit.rewriting import check_layout, rewrite
+from prunekit.staging import Staging
+from prunekit.verify import Verification, verify
+from prunekit.walk import logits
+
+
+class Relaid(Frozen):
+    """What was written; the object that `prunekit export --json` prints."""
+
+    schema_version: int = 1
+    output: str = Field(description="The folder that was written.")
+    layout: Layout
+    widths: tuple[int, ...] = Field(description="Neurons of every block.")
+    parameters: int = Field(description="Numbers in the written weight files.")
+    parameters_before: int = Field(description="The same of the folder that was read.")
+    verification: dict[str, Any] | None
+
+
+def relayout(
+    run: Path,
+    layout: Layout,
+    output: Path | None = None,
+    *,
+    compute: ComputeRecipe | None = None,
+    export: ExportRecipe | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Relaid:
+    """Write a folder that `prunekit prune` made, whose blocks are of different widths, in another layout.
+
+    Raises InputError for a folder without a manifest, UsageError for a layout that it cannot have or has already.
+    """
+    manifest, compute, wanted = Manifest.read(run), compute or ComputeRecipe(), export or ExportRecipe()
+    check_layout(manifest, str(run), layout)
+    target = output or Path(f"{run.resolve().name}-{layout}")
+    model, _ = open_model(str(run), compute, offline=True, trust_remote_code=False)
+    signature = {"layout": layout, "source": model.checkpoint.fingerprint()}
+    with Staging.open(target, signature, source=run, force=force, restart=True) as staging:
+        ids = probe_ids(None, model)
+        (progress or Silent()).stage("recording logits", len(model.blocks))
+        staging.write_probe(ids, next(iter(logits(model, ids, progress=progress)))[0])
+        rewrite(model, manifest, layout, staging.export_dir, wanted.max_shard_size)
+        written, _ = open_model(str(staging.export_dir), compute, offline=True, trust_remote_code=False)
+        _rewritten(manifest, layout, written).write(staging.export_dir)
+        found = None if wanted.verify == "off" else _verified(staging, wanted.verify, written)
+        new = Manifest.read(staging.export_dir)
+        settings = Recipe.model_validate(new.recipe).model_dump(mode="json", exclude_defaults=True)
+        command = repeat_command(new.source.spec, settings, edited=new.plan.edited)
+        write_card(staging.export_dir, new, source=run, command=command, verified=found and found.mode)
+        staging.publish()
+    return Relaid(
+        output=str(target),
+        layout=layout,
+        widths=new.result.widths,
+        parameters=new.result.parameters,
+        parameters_before=manifest.result.parameters,
+        verification=found and found.model_dump(mode="json"),
+    )
+
+
+def _rewritten(manifest: Manifest, layout: Layout, written: PrunableModel) -> Manifest:
+    """The run's manifest for the new folder: another layout, and what is counted there."""
+    counted = measure(written)
+    kept = ("parameters", "weights", "zeros", "sparsity", "linears")
+    result = manifest.result.model_copy(update={name: getattr(counted, name) for name in kept})
+    recipe = {**manifest.recipe, "layout": layout}
+    plan = manifest.plan.model_copy(update={"recipe": {**manifest.plan.recipe, "layout": layout}})
+    return manifest.model_copy(update={"result": result, "recipe": recipe, "plan": plan})
+
+
+def _verified(staging: Staging, mode: str, model: PrunableModel) -> Verification:
+    return verify(
+        staging.export_dir,
+        staging.probe_path,
+        mode,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
