@@ -26,18 +26,21 @@ Run = Callable[[nn.Module], Tensor]
 
 
 def find_sites(model: PrunableModel) -> dict[int, Site]:
-    """Block -> its feed-forward neurons, for every kept block; blocks that are built alike are looked at once.
+    """Block -> its feed-forward neurons in the source, for every kept block; blocks built alike are looked at once.
 
     Raises UnsupportedError for a block without such neurons, or where cutting some is not the same as ignoring them.
     """
     tokens = torch.arange(PROBE_TOKENS)[None] % model.config.get_text_config().vocab_size
     stream = Stream(model, [tokens])
+    hidden = stream.hidden[0]  # the model's own would do, but for embeddings of zero, such as that of a padding token
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+    stream.hidden[0] = (noise * (hidden.float().std() or 1)).to(hidden.dtype)
     known: dict[tuple, Site] = {}
     sites: dict[int, Site] = {}
     for block in model.kept:
         kind = (type(model.stack[block.index]), tuple(relative(block)), tuple(part.shape for part in block.linears))
         if kind not in known:
-            with model.block(block.index) as module:
+            with model.block(block.index, source=True) as module:
                 known[kind] = find_neurons(block, module, lambda part, at=block: stream.run(part, at, 0))
         sites[block.index] = replace(known[kind], block=block.index)
     return sites

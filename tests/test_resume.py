@@ -401,14 +401,15 @@ def test_a_killed_run_that_narrows_blocks_goes_on_and_writes_the_same_bytes(
         "method": method,
         "ratio": 0.3,
         "layout": "per-layer",
-        "set": "width_multiple=4",
-        "max_shard_size": "5GB",
+        "width_multiple": 4,
     }
-    (tmp_path / "whole").mkdir()
-    ended = server.run(*words(inputs, **settings), cwd=tmp_path / "whole")
-    assert ended.code == 0, ended.stderr
+    for name in ("first", "whole"):  # the first run writes the cache of token ids, too
+        (tmp_path / name).mkdir()
+        ended = server.run(*words(inputs, **settings), cwd=tmp_path / name)
+        assert ended.code == 0, ended.stderr
     moment = seen(ended, tmp_path / "whole").index(f"replace {STAGED}/blocks/00002.partial")
     assert server.run(*words(inputs, **settings), cwd=tmp_path, at=moment).code == -signal.SIGKILL
     again = server.run(*words(inputs, **settings), cwd=tmp_path)
-    assert (again.code, again.json()["resumed_blocks"]) == (0, 2), again.stderr
+    assert again.code == 0, again.stdout + again.stderr
+    assert again.json()["resumed_blocks"] == 2
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole" / "out")

@@ -138,3 +138,13 @@ def test_whether_the_reader_is_added_to_the_hidden_states_is_found_out(
     site, stream = find_sites(model)[0], Stream(model, [torch.arange(8)[None]])
     with model.block(0) as module:
         assert is_added(site, module, lambda part: stream.run(part, model.blocks[0], 0)) is added
+
+
+def test_an_embedding_of_zeros_hides_no_neuron(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = families.save("llama", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][:16] = 0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert find_sites(opened(folder))[0].reader == "mlp.down_proj"

@@ -12,7 +12,6 @@ finished is kept in WORK/results.jsonl; a study that was stopped goes on from th
 import argparse
 import json
 import os
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -54,7 +53,9 @@ ARMS = (
     Arm("COMP, no block goes", "comp", {"layer_share": 0}),
     Arm("COMP, half of the ratio as blocks", "comp", {"layer_share": 0.5}),
     Arm("COMP, three quarters as blocks", "comp", {"layer_share": 0.75}),
-    Arm("weights, by the layer's own output", "comp", {"target": "layer"}),
+    Arm("weights, towards the dense stream", "comp", {"target": "stream"}),
+    Arm("the same, all of the ratio as blocks", "comp", {"target": "stream", "layer_share": 1}),
+    Arm("weights of the layer alone, all as blocks", "comp", {"target": "layer", "layer_share": 1}),
     Arm("weights, neurons by refit error", "comp", {"score": "refit"}),
     Arm("weights, neurons by sensitivity", "comp", {"score": "sensitivity"}),
     Arm("weights, neurons by chance", "comp", {"score": "random"}),
@@ -113,11 +114,11 @@ class Study:
         found: dict[str, Any] = {}
         with Staging.open(place / "out", job.signature()) as staging:
             if ratio:
-                started, floor = time.perf_counter(), psutil.Process().memory_info().rss
+                started, floor = time.perf_counter(), begin_of_peak()
                 ctx = job.context(staging)
                 plan = job.plan(ctx)
                 job.method.apply(ctx, plan)
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                peak = highest()
                 found = {"seconds": round(time.perf_counter() - started, 1), "peak": peak - floor}
                 found |= {"removed": plan.removed_blocks(), "widths": list(plan.widths().values()), "notes": ctx.notes}
             job.model.edits = staging if ratio else None
@@ -175,6 +176,18 @@ class Study:
             return ""
         spread = f"{max(found) - min(found):.2f}" if len(found) == len(cells) else f"{len(found)} of {len(cells)} seeds"
         return f"{fmean(found):.2f} ({spread})"
+
+
+def begin_of_peak() -> int:
+    """Let Linux forget the largest resident size so far; the present one in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return psutil.Process().memory_info().rss
+
+
+def highest() -> int:
+    """The largest resident size since then, in bytes."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def in_a_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class COMP(Method):
     target: Target | Literal["auto"] = Field(
         default="auto",
         description="What is to be had again: the output of the layer, of the dense layer, or the dense hidden states "
-        "(stream); auto is stream for weights, and else layer.",
+        "(stream); auto is stream for weights where whole blocks go, else layer.",
     )
     damping: float = Field(default=0.01, gt=0, description="Pull towards the old weights, times the mean diagonal.")
     mask_variance: float = Field(default=0.1, gt=0, description="Variance of the masks beyond which damping is raised.")
@@ -59,7 +59,7 @@ class COMP(Method):
         return plan_narrowing(ctx, self.name, found, widths, removed, {"importance": influence, "order": removed})
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
-        automatic: Target = "stream" if self.recover == "weights" else "layer"
+        automatic: Target = "stream" if self.recover == "weights" and plan.removed_blocks() else "layer"
         for place in narrow(ctx, plan, Gram, automatic if self.target == "auto" else self.target):
             keep, weight = self._leave(place, ctx)
             place.leave(keep, weight)
