@@ -173,9 +173,8 @@ def _change(manifest: Manifest) -> str:
     plan, result = manifest.plan, manifest.result
     removed = f"without {len(result.removed_blocks)} of its {result.blocks + len(result.removed_blocks)} decoder blocks"
     zeroed = f"with {result.sparsity:.2%} of the weights in its decoder blocks' linears set to zero"
-    narrowed = f"with {_widths(result)} neurons in each decoder block's feed-forward layer"
     parts = [f"{removed}, taken out"] if plan.removed_blocks() else []
-    parts += [narrowed] if result.widths else []
+    parts += [f"with {_widths(result)} neurons in a decoder block's feed-forward layer"] if result.widths else []
     parts += [zeroed] if plan.sparsify() else []
     return " and ".join(parts) or "rewritten"
 

@@ -52,7 +52,9 @@ class Outcome(Frozen):
     parameters_before: int = Field(description="The same of the source.")
     blocks: int = Field(description="Decoder blocks that are left.")
     removed_blocks: tuple[int, ...] = Field(description="Those that are not, by their index in the source.")
-    widths: tuple[int, ...] = Field(description="Neurons of every block that is left, where some were cut out.")
+    widths: tuple[int, ...] = Field(
+        default=(), description="Neurons of every block that is left, where some were cut out."
+    )
     perplexity: dict[str, Any] | None = Field(description="Quick perplexity before and after, with its protocol.")
     verification: dict[str, Any] | None
     notes: list[str]

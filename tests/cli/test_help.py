@@ -14,7 +14,7 @@ from prunekit.settings import SETTINGS
 
 from .conftest import Run
 
-COMMANDS = ["prune", "plan", "apply", "eval", "inspect", "verify", "methods", "doctor", "recipe"]
+COMMANDS = ["prune", "plan", "apply", "eval", "export", "inspect", "verify", "methods", "doctor", "recipe"]
 
 
 def parts(command: str) -> list[Any]:
@@ -90,7 +90,7 @@ def test_help_takes_less_than_four_tenths_of_a_second_of_a_core() -> None:
     ("words", "expected"),
     [
         ("prunekit pru", "prune"),
-        ("prunekit prune sample -m wan", "wanda"),
+        ("prunekit prune sample -m magn", "magnitude"),
         ("prunekit prune sample --offload d", "disk"),
         ("prunekit methods spars", "sparsegpt"),
         ("prunekit recipe val", "validate"),
