@@ -33,6 +33,7 @@ class Needs:
 class Context:
     """What a plug-in is given: the model, and of the rest only what it declared.
 
+    `method` is the name of the method that runs, which an allocator may want to know.
     `ratio` is 0 for a method that needs none. `calibration` holds token ids, int64 of shape (samples, seq_len);
     `protected` the indices of blocks that must stay; `work` a folder where long work may keep its state, to be found
     there again after a crash. `probe` is a short sequence (1, tokens) with which the pruned
@@ -42,6 +43,7 @@ class Context:
     model: PrunableModel
     ratio: float
     probe: Tensor
+    method: str = ""
     pattern: Pattern = field(default_factory=Pattern)
     calibration: Tensor | None = None
     batch_size: int = 1

@@ -133,7 +133,7 @@ def walk(ctx: Context, statistics: type[S] | None = None, *, sequential: bool = 
             else:
                 noted = len(ctx.notes)
                 if statistics is None or not block.linears:
-                    yield Visit(block, _loaded(module, block))
+                    yield Visit(block, loaded_linears(module, block))
                 else:
                     yield from _visits(stream, module, block, len(samples), statistics, known, sequential)
                 model.commit(block.index, ctx.notes[noted:])
@@ -142,6 +142,25 @@ def walk(ctx: Context, statistics: type[S] | None = None, *, sequential: bool = 
         ctx.progress.step(block.path)
     if model.edits is not None:
         model.edits.write_probe(ctx.probe, next(stream.logits([len(samples)]))[0])
+
+
+@torch.no_grad()
+def survey(ctx: Context, statistics: type[S], stream: Stream | None = None) -> Iterator[Visit[S]]:
+    """Visit every block in order as `walk` does, and keep nothing: for deciding.
+
+    What is written into a linear between two visits is seen by the blocks after it, and is gone with its block. A
+    `stream` of one's own takes the place of the calibration set's, and has passed all blocks in the end.
+    """
+    own = stream or Stream(ctx.model, split(calibration_of(ctx), ctx.batch_size), ctx.offload)
+    known: dict[Hashable, Groups | None] = {}
+    for block in ctx.model.kept:
+        with ctx.model.block(block.index) as module:
+            if block.linears:
+                yield from _visits(own, module, block, len(own.batches), statistics, known, False)
+            else:
+                yield Visit(block, [])
+            if stream is not None or block is not ctx.model.kept[-1]:
+                own.advance(module, block)
 
 
 @torch.no_grad()
@@ -209,7 +228,7 @@ def calibration_of(ctx: Context) -> Tensor:
     return ctx.calibration
 
 
-def _loaded(module: nn.Module, block: Block) -> list[LoadedLinear]:
+def loaded_linears(module: nn.Module, block: Block) -> list[LoadedLinear]:
     prefix = f"{block.path}."
     return [LoadedLinear(part, module.get_submodule(part.path.removeprefix(prefix))) for part in block.linears]
 
@@ -224,7 +243,7 @@ def _visits(
     sequential: bool,
 ) -> Iterator[Visit[S]]:
     """The visits of one block: one, or one per group of linears; `known` keeps the groups of blocks built alike."""
-    loaded = {part.path.removeprefix(f"{block.path}."): part for part in _loaded(module, block)}
+    loaded = {part.path.removeprefix(f"{block.path}."): part for part in loaded_linears(module, block)}
     modules = {name: part.module for name, part in loaded.items()}
     inputs = {name: part.linear.shape[1] for name, part in loaded.items()}
     forwards: list[Forward] = [partial(stream.run, module, block, batch) for batch in range(batches)]

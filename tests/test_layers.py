@@ -15,9 +15,9 @@ LAYERS = tuple(
     for row in (
         "prunekit errors plan progress sample processes",
         "checkpoint locate staging structure compute skeleton model statistics loss "
-        "text_files text_hub texts token_cache",
+        "text_files text_hub texts token_cache eigen tails number_cache spectra",
         "contract capture collect sharding",
-        "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path "
+        "calibration walk layer_config layer_proof layer_removal budgets sparsity surgeon allocation outliers harm depth gates gate_path "
         "fading training_state training adapters",
         "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",
         "job lockstep pipeline",

@@ -1,0 +1,131 @@
+"""What the spectrum of a weight says of it: the exponent of its tail, and norms and ranks for comparison.
+
+Papers: Lu et al., "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise Pruning of Large
+Language Models", NeurIPS 2024, arXiv:2410.10912; Martin et al., "Predicting trends in the quality of state-of-the-art
+neural networks without access to training or testing data", 2021 (WeightWatcher).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Metric = Literal["alpha_peak", "alpha_mid", "alpha_ks", "stable_rank", "entropy", "spectral_norm", "log_norm"]
+LowerBound = Literal["released", "linear"]
+CHUNK = 2**20  # distances that are looked at together: 8 MiB in float64, several times
+BINS = 100  # of the histogram whose fullest bin is the peak
+STEEPEST = 1e5  # an exponent above it is that of a tail whose eigenvalues are all the same, or of a single one
+FLAT = 1e-5  # ln of the largest over the smallest eigenvalue, below which all are the same but for rounding
+
+
+def measure(values: Tensor, metric: Metric, lower_bound: LowerBound = "released") -> float:
+    """A metric of eigenvalues (n,), float64 and ascending; zeros are left out. 0 where it is not defined.
+
+    An exponent is not defined for fewer than two eigenvalues, nor where all are the same but for rounding.
+    """
+    values = values[values > 0]
+    if len(values) == 0:
+        return 0.0
+    if metric in PLAIN:
+        return float(PLAIN[metric](values))
+    if len(values) < 2 or (values[-1] / values[0]).log() < FLAT:
+        return 0.0
+    found = alpha_peak(values, lower_bound) if metric == "alpha_peak" else EXPONENTS[metric](values)
+    return found if found < STEEPEST else 0.0
+
+
+def alpha_peak(values: Tensor, lower_bound: LowerBound = "released") -> float:
+    """The exponent of the tail that fits best among those that begin near the peak of the histogram (AlphaPruning).
+
+    They begin between 0.95 and 1.5 times the peak x, the left edge of the fullest of BINS equal bins of log10 of the
+    eigenvalues. The released code compares log10(0.95 x), and not 0.95 x, with the eigenvalues: `released`, on which
+    all published figures rest. `linear` is what was meant.
+    """
+    logs = values.log10()
+    low, high = logs[0].item(), logs[-1].item()
+    fullest = int(logs.histc(BINS, min=low, max=high).argmax())
+    peak = 10 ** (low + (high - low) * fullest / BINS)
+    bound = math.log10(0.95 * peak) if lower_bound == "released" else 0.95 * peak
+    first = int(torch.searchsorted(values, bound))
+    return best_tail(values, first, int(torch.searchsorted(values, 1.5 * peak, right=True)))
+
+
+def alpha_mid(values: Tensor) -> float:
+    """The exponent of the tail that begins at the median."""
+    return hill(values)[len(values) // 2].item()
+
+
+def alpha_ks(values: Tensor) -> float:
+    """The exponent of the tail that fits best among all."""
+    return best_tail(values, 0, len(values))
+
+
+def best_tail(values: Tensor, first: int, stop: int) -> float:
+    """The exponent of the best of the tails that begin at `first` to `stop` - 1, the first of equals; 0 without any."""
+    stop = min(stop, len(values) - 1)  # the last eigenvalue alone is no tail
+    if first >= stop:
+        return 0.0
+    exponents = hill(values)[first:stop]
+    return exponents[distances(values, exponents, first).argmin()].item()
+
+
+def hill(values: Tensor) -> Tensor:
+    """Hill's estimate for the tail that begins at each of the eigenvalues (n,), itself included.
+
+    alpha_i = 1 + n_i / sum_{j >= i} ln(x_j / x_i), where n_i counts the eigenvalues from i on.
+    """
+    logs = values.log()
+    counts = torch.arange(len(values), 0, -1, dtype=values.dtype)
+    sums = logs.flip(0).cumsum(0).flip(0) - counts * logs
+    return 1 + counts / sums.clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def distances(values: Tensor, exponents: Tensor, first: int) -> Tensor:
+    """How far each tail is from a power law: max_{j >= i} |1 - (x_j / x_i)^(1 - alpha_i) - (j - i) / n_i|.
+
+    `exponents` (k,) are those of the tails that begin at `first`, `first` + 1 …; CHUNK numbers are held at once.
+    """
+    logs, found, done = values.log(), [], 0
+    while done < len(exponents):
+        start = first + done
+        rows = min(len(exponents) - done, max(1, CHUNK // (len(values) - start)))
+        begins = torch.arange(start, start + rows, dtype=values.dtype)[:, None]
+        counts, places = len(values) - begins, torch.arange(start, len(values), dtype=values.dtype)
+        model = (logs[start:] - logs[start : start + rows, None]).mul_((1 - exponents[done : done + rows])[:, None])
+        apart = model.exp_().neg_().add_(1).sub_((places - begins).div_(counts)).abs_()
+        apart[:, :rows].triu_()  # what lies before a tail's beginning; it is at most `rows` wide
+        found.append(apart.amax(dim=1))
+        done += rows
+    return torch.cat(found)
+
+
+def stable_rank(values: Tensor) -> Tensor:
+    """The squared Frobenius norm over the squared spectral norm."""
+    return values.sum() / values[-1]
+
+
+def entropy(values: Tensor) -> Tensor:
+    """The entropy of the eigenvalues as shares of their sum, over the largest that it could be; from 0 to 1."""
+    shares = values / values.sum()
+    return -(shares * shares.log()).sum() / math.log(max(2, len(values)))
+
+
+def spectral_norm(values: Tensor) -> Tensor:
+    """The largest eigenvalue: the square of the spectral norm, as in WeightWatcher and the authors' code."""
+    return values[-1]
+
+
+def log_norm(values: Tensor) -> Tensor:
+    """log10 of the sum of the eigenvalues, which is the squared Frobenius norm."""
+    return values.sum().log10()
+
+
+EXPONENTS: dict[str, Callable[[Tensor], float]] = {"alpha_mid": alpha_mid, "alpha_ks": alpha_ks}
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "stable_rank": stable_rank,
+    "entropy": entropy,
+    "spectral_norm": spectral_norm,
+    "log_norm": log_norm,
+}
