@@ -72,6 +72,17 @@ def round_to_counts(wanted: Sequence[float], sizes: Sequence[int], target: float
     return counts
 
 
+def share_bits(alphas: Sequence[float], sizes: Sequence[int], mean: float, span: float = 1.0) -> list[int]:
+    """Bits per weight for each place, more where the exponent is lower, with the mean that was asked for.
+
+    AlphaPruning's reading for mixed precision, which ranks the places: linear in the rank, from `mean` + `span` down to
+    `mean` - `span`, then all moved alike to meet the mean, and rounded by largest remainder. None gets fewer than one.
+    """
+    ranks = [sum(other < alpha for other in alphas) + sum(other == alpha for other in alphas) / 2 for alpha in alphas]
+    wanted = shift([mean + span * (1 - 2 * rank / len(alphas)) for rank in ranks], sizes, mean)
+    return [max(1, n) for n in round_to_counts([max(1.0, bits) / 32 for bits in wanted], sizes, mean / 32, 32)]
+
+
 def cheapest(curves: Sequence[Mapping[float, float]], sizes: Sequence[int], target: float) -> list[float]:
     """The sparsities of least total harm, from one curve per place: sparsity -> harm, at the same sparsities or not.
 

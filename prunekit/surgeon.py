@@ -1,4 +1,4 @@
-"""The optimal brain surgeon's update: remove weights column by column, and let the columns that follow repair the error.
+"""The optimal brain surgeon: remove weights column by column, and let the columns that follow repair the error.
 
 Paper: Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023,
 arXiv:2301.00774, algorithm 1.

@@ -7,12 +7,13 @@ neural networks without access to training or testing data", 2021 (WeightWatcher
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Metric = Literal["alpha_peak", "alpha_mid", "alpha_ks", "stable_rank", "entropy", "spectral_norm", "log_norm"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 LowerBound = Literal["released", "linear"]
 CHUNK = 2**20  # distances that are looked at together: 8 MiB in float64, several times
 BINS = 100  # of the histogram whose fullest bin is the peak

@@ -133,7 +133,7 @@ def walk(ctx: Context, statistics: type[S] | None = None, *, sequential: bool = 
             else:
                 noted = len(ctx.notes)
                 if statistics is None or not block.linears:
-                    yield Visit(block, loaded_linears(module, block))
+                    yield Visit(block, _loaded(module, block))
                 else:
                     yield from _visits(stream, module, block, len(samples), statistics, known, sequential)
                 model.commit(block.index, ctx.notes[noted:])
@@ -228,7 +228,7 @@ def calibration_of(ctx: Context) -> Tensor:
     return ctx.calibration
 
 
-def loaded_linears(module: nn.Module, block: Block) -> list[LoadedLinear]:
+def _loaded(module: nn.Module, block: Block) -> list[LoadedLinear]:
     prefix = f"{block.path}."
     return [LoadedLinear(part, module.get_submodule(part.path.removeprefix(prefix))) for part in block.linears]
 
@@ -243,7 +243,7 @@ def _visits(
     sequential: bool,
 ) -> Iterator[Visit[S]]:
     """The visits of one block: one, or one per group of linears; `known` keeps the groups of blocks built alike."""
-    loaded = {part.path.removeprefix(f"{block.path}."): part for part in loaded_linears(module, block)}
+    loaded = {part.path.removeprefix(f"{block.path}."): part for part in _loaded(module, block)}
     modules = {name: part.module for name, part in loaded.items()}
     inputs = {name: part.linear.shape[1] for name, part in loaded.items()}
     forwards: list[Forward] = [partial(stream.run, module, block, batch) for batch in range(batches)]

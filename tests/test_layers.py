@@ -17,9 +17,11 @@ LAYERS = tuple(
         "checkpoint locate staging structure compute skeleton model statistics loss "
         "text_files text_hub texts token_cache eigen tails number_cache spectra",
         "contract capture collect sharding",
-        "calibration walk layer_config layer_proof layer_removal budgets sparsity surgeon allocation outliers harm depth gates gate_path "
+        "calibration walk layer_config layer_proof layer_removal budgets sparsity surgeon allocation outliers harm "
+        "depth gates gate_path "
         "fading training_state training adapters",
-        "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",
+        "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify figure "
+        "inspection",
         "job lockstep pipeline",
         "cli __main__",
     )

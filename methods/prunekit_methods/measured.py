@@ -4,7 +4,7 @@ Paper: none; ours. Sensitivity curves in the place of a proxy, as in He et al., 
 many others; what is ours is that they are measured inside the pruned model, and that every step is measured as a whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -17,8 +17,8 @@ from prunekit.outliers import less_for_more, outlier_ratios
 from prunekit.spectra import metrics, spectra
 from prunekit.walk import calibration_of
 
-FIRST, LATER = (-1.0, -0.5, 0.5, 1.0), (-1.0, 1.0)  # where curves are measured, in units of the reach
-STEPS = (0.3, 0.6, 1.0)  # of the way to what the curves promise; harms do not add, so the best is measured
+STEPS = (0.5, 1.0)  # of the way to what the curves promise; harms do not add, so the best is measured
+DEFAULT: Score = "wanda"
 EPSILON, THRESHOLD, SPREAD = 0.2, 5.0, 0.08  # of AlphaPruning's and OWL's allocations, from which it may begin
 
 Levels = list[float]  # one sparsity per block that is left
@@ -38,8 +38,9 @@ class Measured(Allocator):
     samples: int = Field(default=32, ge=1, description="Calibration sequences to measure on, the first ones.")
     rounds: int = Field(default=2, ge=1, le=8, description="How often curves are measured, around the best so far.")
     reach: float = Field(
-        default=0.2, gt=0, lt=1, description="How far from it, up and down, in the first round; then half as far."
+        default=0.15, gt=0, lt=1, description="How far from it, up and down, in the first round; then half as far."
     )
+    points: int = Field(default=1, ge=1, le=4, description="Sparsities that are tried of each block on either side.")
 
     def allocate(self, ctx: Context, sparsity: float) -> Budget:
         lab = Laboratory(ctx, calibration_of(ctx)[: self.samples], self.score_for(ctx.method))
@@ -49,33 +50,34 @@ class Measured(Allocator):
         name = min(tried, key=lambda name: tried[name])
         uniform, best, levels = tried["uniform"], tried[name], starts[name]
         for number in range(self.rounds):
-            best, levels = self._round(lab, best, levels, sparsity, self.reach / 2**number, LATER if number else FIRST)
+            best, levels = self._round(lab, best, levels, sparsity, self.reach / 2**number)
         ctx.note(
-            f"measured: loss {uniform:.4f} with uniform, {tried[name]:.4f} with {name}, {best:.4f} at the end, pruned by "
-            f"{lab.score}; {lab.passes:.0f} forward passes over {len(lab.ids)} sequences"
+            f"measured: loss {uniform:.4f} with uniform, {tried[name]:.4f} with {name}, {best:.4f} at the end, "
+            f"pruned by {lab.score}; {lab.passes:.0f} forward passes over {len(lab.ids)} sequences"
         )
         return budget_of_blocks(ctx, levels, sparsity)
 
     def score_for(self, method: str) -> Score:
         """By what weights go while it measures."""
         wanted = method if self.score == "auto" else self.score
-        return next((score for score in SCORES if score == wanted), "wanda")
+        return next((score for score in SCORES if score == wanted), DEFAULT)
 
     def _round(
-        self, lab: Laboratory, best: float, levels: Levels, sparsity: float, reach: float, steps: Sequence[float]
+        self, lab: Laboratory, best: float, levels: Levels, sparsity: float, reach: float
     ) -> tuple[float, Levels]:
         """Measure a curve per block around the best allocation so far, and go where they point if that is better."""
         sizes = block_sizes(lab.ctx)
-        curves = [smoothed(curve) for curve in self._curves(lab, best, levels, sparsity, reach, steps)]
+        curves = [smoothed(curve) for curve in self._curves(lab, best, levels, sparsity, reach)]
         goal = cheapest(curves, sizes, sparsity)
         ways = [[now + step * (then - now) for now, then in zip(levels, goal, strict=True)] for step in STEPS]
         tried = [(self._try(lab, way, sparsity), way) for way in (settle(way, sizes, sparsity) for way in ways)]
         return min([(best, levels), *tried])
 
     def _curves(
-        self, lab: Laboratory, best: float, levels: Levels, sparsity: float, reach: float, steps: Sequence[float]
+        self, lab: Laboratory, best: float, levels: Levels, sparsity: float, reach: float
     ) -> list[dict[float, float]]:
         """One curve per block that is left: its sparsity -> the loss, all others being as they are."""
+        steps = [side * number / self.points for number in range(1, self.points + 1) for side in (-1, 1)]
         trials: dict[Trial, int] = {}
         for place, (block, level) in enumerate(zip(lab.ctx.model.kept, levels, strict=True)):
             linears = tuple(linear.path for linear in block.linears)
