@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--calib", default="sample", help="calibration text")
     parser.add_argument("--held-out", default="sample", help="text of the same kind to measure on")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.7, 0.8, 0.6, 0.5])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these are run")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=32, help="calibration sequences")
     parser.add_argument("--seq-len", type=int, default=256, help="their tokens")
@@ -86,7 +87,7 @@ class Study:
         for seed in self.given.seeds:
             ids = self._calibration(seed)
             for ratio in self.given.ratios:
-                for method in METHODS:
+                for method in self.given.methods:
                     for allocator in ALLOCATORS:
                         key = (method, ratio, allocator, seed)
                         if key not in self.done:

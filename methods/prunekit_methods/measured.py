@@ -59,8 +59,9 @@ class Measured(Allocator):
 
     def score_for(self, method: str) -> Score:
         """By what weights go while it measures."""
-        wanted = method if self.score == "auto" else self.score
-        return next((score for score in SCORES if score == wanted), DEFAULT)
+        if self.score != "auto":
+            return self.score
+        return next((score for score in SCORES if score == method), DEFAULT)
 
     def _round(
         self, lab: Laboratory, best: float, levels: Levels, sparsity: float, reach: float

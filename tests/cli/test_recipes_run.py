@@ -32,6 +32,6 @@ def test_a_recipe_runs_and_what_it_writes_loads(
 
     done = Manifest.read(out)
     assert (done.recipe["method"], done.recipe["options"]) == (recipe.method, recipe.options)
-    assert done.result.removed_blocks or done.result.sparsity == pytest.approx(0.5, abs=0.01)
+    assert done.result.removed_blocks or done.result.sparsity == pytest.approx(recipe.sparsity, abs=1 / 16)  # of 16 inputs
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.config.num_hidden_layers == done.result.blocks

@@ -1,17 +1,14 @@
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 import contract_checks as checks
 from prunekit.allocation import budget_of_blocks, check_budget
-from prunekit.calibration import calibrate
-from prunekit.contract import Context
-from prunekit.harm import Laboratory
-from prunekit.sample import PATH as SAMPLE
+from prunekit.contract import Budget, Context
+from prunekit.harm import Laboratory, Trial
+from prunekit_methods import measured
 from prunekit_methods.measured import Measured, beginnings
 
 Make = Callable[..., Path]
@@ -26,27 +23,27 @@ def context(folder: Path, ratio: float = 0.6) -> Context:
     return checks.open_context(folder, Measured(), ratio=ratio)
 
 
-@pytest.fixture
-def muted(tmp_path: Path) -> Path:
-    """The sample with a block 4 that does nothing: what it adds is zero, so all its other weights are free to go."""
-    shutil.copytree(SAMPLE, tmp_path / "muted")
-    file = tmp_path / "muted" / "model.safetensors"
-    stored = load_file(file)
-    for name in ("self_attn.o_proj", "mlp.down_proj"):
-        stored[f"model.layers.4.{name}.weight"].zero_()
-    save_file(stored, file, {"format": "pt"})
-    return tmp_path / "muted"
+class Parabolas(Laboratory):
+    """A model whose harms add, and are the squares of the blocks' sparsities times what each block is worth."""
+
+    worth = (1.0, 2.0, 1.5, 3.0)
+
+    def loss(self, budget: Budget) -> float:
+        levels = [budget[block.linears[0].path] for block in self.ctx.model.blocks]
+        return sum(c * s**2 for c, s in zip(self.worth, levels, strict=True))
+
+    def losses(self, trials: Sequence[Trial], budget: Budget) -> list[float]:
+        return [self.loss({**budget, **dict.fromkeys(trial.linears, trial.sparsity)}) for trial in trials]
 
 
-def test_a_block_that_does_nothing_loses_much_more_than_its_share(muted: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(muted)
-    ids = calibrate("sample", tokenizer, samples=2, seq_len=64, cache=tmp_path / "cache").ids
-    ctx = checks.open_context(muted, Measured(), ratio=0.6, ids=ids)
-    budget = Measured().allocate(ctx, 0.6)
-    check_budget(ctx, budget, 0.6, "measured")
-    assert budget["model.layers.4.mlp.up_proj"] > 0.7
+def test_where_harms_add_the_optimum_is_found(tiny_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "Laboratory", Parabolas)
+    ctx = context(tiny_llama())
+    budget = Measured(rounds=4).allocate(ctx, 0.4)
+    check_budget(ctx, budget, 0.4, "measured")
+    shares = [1 / worth for worth in Parabolas.worth]
+    best = [0.4 * 4 * share / sum(shares) for share in shares]
+    assert [budget[block.linears[0].path] for block in ctx.model.blocks] == pytest.approx(best, abs=0.02)
 
 
 def test_what_is_found_is_measured_to_be_no_worse_than_uniform_alphapruning_and_owl(tiny_llama: Make) -> None:
