@@ -6,8 +6,8 @@
 A model of one block is written with random weights. Every way is measured in a process of its own: `ours` reads each
 matrix and computes its eigenvalues and the exponent, with an empty cache and then with a full one; `svdvals` reads each
 matrix, takes the squares of its singular values in float32, and tries one candidate for the tail's beginning after the
-other. Seconds are those of the processor, of all threads, so that a busy machine matters less: compare ratios. Peaks those of resident memory above the `floor`,
-a process that has imported everything and read nothing.
+other. Seconds are those of the processor, of all threads, so that a busy machine matters less: compare ratios. Peaks
+are those of resident memory above the `floor`, a process that has imported everything and read nothing.
 """
 
 import argparse

@@ -36,7 +36,7 @@ class Measured(Allocator):
         description="By what weights go while it measures; auto is the method that runs, or wanda for any other.",
     )
     samples: int = Field(default=32, ge=1, description="Calibration sequences to measure on, the first ones.")
-    rounds: int = Field(default=2, ge=1, le=8, description="How often curves are measured, around the best so far.")
+    rounds: int = Field(default=3, ge=1, le=8, description="How often curves are measured, around the best so far.")
     reach: float = Field(
         default=0.15, gt=0, lt=1, description="How far from it, up and down, in the first round; then half as far."
     )
