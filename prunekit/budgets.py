@@ -29,24 +29,24 @@ def spread(metrics: Sequence[float], sizes: Sequence[int], target: float, epsilo
 
 
 def settle(wanted: Sequence[float], sizes: Sequence[int], target: float, most: float = MOST) -> list[float]:
-    """The wanted sparsities clipped to [0, most], and the excess shared by the others so that the mean is the target.
+    """The wanted sparsities times one factor, clipped to [0, most], so that the mean is the target.
 
-    Those that are not clipped keep their proportions: each is multiplied by the same factor, and clipped again, until
-    nothing is left over. What is wanted may have any mean; a target above `most` raises `most` to it.
+    Those that are not clipped thus keep their proportions, and share what the others cannot take. What is wanted may have
+    any mean; a target above `most` raises `most` to it.
     """
     most, due = max(most, target), target * sum(sizes)
-    found = [min(max(value, 0.0), most) for value in wanted]
-    for _ in range(len(found) + 1):  # each time but the last, one more is clipped
+    found = [max(value, 0.0) for value in wanted]
+    for _ in range(len(found) + 1):  # each time but the first and the last, at least one more is full
         missing = due - math.fsum(d * s for d, s in zip(sizes, found, strict=True))
-        if abs(missing) <= 1e-12 * due:
-            break
-        free = {index for index, value in enumerate(found) if 0 < value < most or (value > 0 and missing < 0)}
-        if not free:  # all that may still lose have nothing yet: they share alike
-            empty = [index for index, value in enumerate(found) if value == 0]
-            found = [missing / sum(sizes[at] for at in empty) if index in empty else x for index, x in enumerate(found)]
+        free = {index for index, value in enumerate(found) if 0 < value != most and sizes[index]}
+        if not free:
             break
         factor = 1 + missing / math.fsum(sizes[index] * found[index] for index in free)
         found = [min(most, value * factor) if index in free else value for index, value in enumerate(found)]
+    missing = due - math.fsum(d * s for d, s in zip(sizes, found, strict=True))
+    empty = sum(size for size, value in zip(sizes, found, strict=True) if value == 0)
+    if missing > 1e-12 * due and empty:  # all that may still lose have nothing yet: they share alike
+        return [missing / empty if value == 0 else value for value in found]
     return found
 
 
@@ -93,6 +93,7 @@ def cheapest(curves: Sequence[Mapping[float, float]], sizes: Sequence[int], targ
     pieces = sorted(
         ((after[1] - before[1]) / (size * (after[0] - before[0])), before[0], place, after[0])
         for place, (hull, size) in enumerate(zip(hulls, sizes, strict=True))
+        if size
         for before, after in pairwise(hull)
     )
     found = [hull[0][0] for hull in hulls]
@@ -109,9 +110,11 @@ def smoothed(curve: Mapping[float, float], points: int = 33) -> dict[float, floa
 
     Between points a curve read as straight has no reason to move a little; a parabola has.
     """
+    if len(curve) < 3:
+        return dict(curve)
     x, y = (np.array(part) for part in zip(*sorted(curve.items()), strict=True))
-    parabola = np.polynomial.Polynomial.fit(x, y, deg=min(2, len(x) - 1))
-    fine = np.linspace(x[0], x[-1], points if len(x) > 1 else 1)
+    parabola = np.polynomial.Polynomial.fit(x, y, deg=2)
+    fine = np.linspace(x[0], x[-1], points)
     return dict(zip(fine.tolist(), parabola(fine).tolist(), strict=True))
 
 

@@ -121,7 +121,7 @@ def describe_spectra(found: Sequence[Spectrum], bits: float | None = None) -> tu
     """Spectra as data; with a mean number of `bits`, a suggestion of how many each linear should be stored in."""
     alphas, _ = metrics(found, "alpha_peak")
     sizes = [spectrum.linear.parameters for spectrum in found]
-    suggested = [None] * len(found) if bits is None else share_bits(list(alphas.values()), sizes, bits)
+    suggested = [None] * len(found) if bits is None or not found else share_bits(list(alphas.values()), sizes, bits)
     return tuple(
         SpectrumReport(
             path=spectrum.linear.path,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prunekit.budgets import MOST, cheapest, round_to_counts, settle, shift, spread
+from prunekit.budgets import MOST, cheapest, round_to_counts, settle, share_bits, shift, smoothed, spread
 
 
 def mean(values: list[float], sizes: list[int]) -> float:
@@ -113,3 +113,25 @@ def test_counts_of_eight_are_as_near_to_the_target_as_the_smallest_place_allows(
 
 def test_what_is_a_whole_number_of_eighths_stays_it() -> None:
     assert round_to_counts([0.25, 0.5, 0.75], [3, 5, 3], 0.5, 8) == [2, 4, 6]
+
+
+def test_places_without_weights_are_left_out_of_the_sum() -> None:
+    assert settle([0.5, 1.5, 0.9], [0, 10, 10], 0.8)[1:] == pytest.approx([0.99, 0.61])
+    curve = {0.2: 0.0, 0.8: 1.0}
+    assert cheapest([curve, curve], [0, 4], 0.5)[1] == pytest.approx(0.5)
+
+
+def test_a_smoothed_curve_is_its_parabola_and_few_points_are_left_alone() -> None:
+    curve = {s: 3 * s**2 - s for s in (0.1, 0.4, 0.6, 0.7)}
+    fine = smoothed(curve)
+    assert min(fine) == 0.1 and max(fine) == 0.7 and len(fine) == 33
+    assert all(harm == pytest.approx(3 * s**2 - s) for s, harm in fine.items())
+    assert smoothed({0.5: 1.0}) == {0.5: 1.0}
+
+
+def test_bits_fall_with_the_rank_of_the_exponent_and_meet_the_mean() -> None:
+    bits = share_bits([5.0, 2.0, 3.0, 4.0], [10, 10, 10, 10], 4)
+    assert bits == [3, 5, 4, 4] or bits == [3, 5, 5, 3]
+    assert sum(bits) == 16
+    assert share_bits([2.0, 2.0], [3, 9], 3.0) == [3, 3]
+    assert min(share_bits([1.0, 9.0], [1, 1], 1.0)) == 1

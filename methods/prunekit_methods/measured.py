@@ -83,7 +83,7 @@ class Measured(Allocator):
         for place, (block, level) in enumerate(zip(lab.ctx.model.kept, levels, strict=True)):
             linears = tuple(linear.path for linear in block.linears)
             around = {min(MOST, max(0.0, level + step * reach)) for step in steps} - {level}
-            trials |= {Trial(block.index, linears, value): place for value in sorted(around)}
+            trials |= {Trial(block.index, linears, value): place for value in sorted(around) if linears}
         curves = [{level: best} for level in levels]
         losses = lab.losses(list(trials), budget_of_blocks(lab.ctx, levels, sparsity))
         for (trial, place), loss in zip(trials.items(), losses, strict=True):
