@@ -31,8 +31,8 @@ def spread(metrics: Sequence[float], sizes: Sequence[int], target: float, epsilo
 def settle(wanted: Sequence[float], sizes: Sequence[int], target: float, most: float = MOST) -> list[float]:
     """The wanted sparsities times one factor, clipped to [0, most], so that the mean is the target.
 
-    Those that are not clipped thus keep their proportions, and share what the others cannot take. What is wanted may have
-    any mean; a target above `most` raises `most` to it.
+    Those that are not clipped thus keep their proportions, and share what the others cannot take. What is wanted may
+    have any mean; a target above `most` raises `most` to it.
     """
     most, due = max(most, target), target * sum(sizes)
     found = [max(value, 0.0) for value in wanted]

@@ -18,7 +18,6 @@ from prunekit.spectra import metrics, spectra
 from prunekit.walk import calibration_of
 
 STEPS = (0.5, 1.0)  # of the way to what the curves promise; harms do not add, so the best is measured
-DEFAULT: Score = "wanda"
 EPSILON, THRESHOLD, SPREAD = 0.2, 5.0, 0.08  # of AlphaPruning's and OWL's allocations, from which it may begin
 
 Levels = list[float]  # one sparsity per block that is left
@@ -61,7 +60,8 @@ class Measured(Allocator):
         """By what weights go while it measures."""
         if self.score != "auto":
             return self.score
-        return next((score for score in SCORES if score == method), DEFAULT)
+        known: dict[str, Score] = {score: score for score in SCORES}
+        return known.get(method, "wanda")
 
     def _round(
         self, lab: Laboratory, best: float, levels: Levels, sparsity: float, reach: float
