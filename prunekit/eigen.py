@@ -18,16 +18,21 @@ def eigenvalues(weight: Tensor) -> Tensor:
     What lies below the resolution of the Gram matrix, RESOLVED times the largest, is set to zero. A stack of weights
     (..., m, n) gives (..., min(m, n)).
     """
-    wide = weight if weight.shape[-2] <= weight.shape[-1] else weight.mT
-    found = torch.linalg.eigvalsh(lower_gram(wide), UPLO="L")
+    return of_gram(lower_gram(weight))
+
+
+def of_gram(gram: Tensor) -> Tensor:
+    """The eigenvalues (..., k) of a Gram matrix (..., k, k) of which the lower half is there; as `eigenvalues`."""
+    found = torch.linalg.eigvalsh(gram, UPLO="L")
     return found.masked_fill_(found < RESOLVED * found[..., -1:].clamp(min=0), 0).clamp_(min=0).cpu()
 
 
-def lower_gram(wide: Tensor) -> Tensor:
-    """The lower half, with the diagonal, of W W^T for W (..., m, n), in float64; what is above it means nothing.
+def lower_gram(weight: Tensor) -> Tensor:
+    """The lower half, with the diagonal, of the smaller of W W^T and W^T W, in float64; what is above means nothing.
 
-    Beside the result no more than CHUNK numbers are held in float64.
+    Beside the result little more than CHUNK numbers are held in float64.
     """
+    wide = weight if weight.shape[-2] <= weight.shape[-1] else weight.mT
     rows, columns = wide.shape[-2:]
     gram = torch.zeros(*wide.shape[:-1], rows, dtype=torch.float64, device=wide.device)
     for part in wide.split(max(1, CHUNK * columns // wide.numel()), dim=-1):

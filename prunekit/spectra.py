@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunekit import number_cache
 from prunekit.compute import give_back_memory
-from prunekit.eigen import eigenvalues, windowed_eigenvalues
+from prunekit.eigen import lower_gram, of_gram, windowed_eigenvalues
 from prunekit.model import PrunableModel
 from prunekit.progress import Progress, Silent
 from prunekit.structure import Linear
@@ -51,7 +51,8 @@ def spectra(model: PrunableModel, *, windows: int = 0, progress: Progress | None
     """The spectrum of every linear of the blocks that are left, in order.
 
     With `windows`, of that many by that many square sub-matrices (`windowed_eigenvalues`). Raises InputError naming a
-    tensor with NaN or infinite values. In memory is one matrix as it is stored, and what `eigenvalues` needs.
+    tensor with NaN or infinite values. In memory is one matrix as it is stored with its Gram matrix, and
+    then that alone.
     """
     progress = progress or Silent()
     progress.stage("spectra", len(model.kept))
@@ -67,16 +68,16 @@ def _values(model: PrunableModel, linear: Linear, windows: int) -> Tensor:
     path = number_cache.place("spectra", version=VERSION, windows=windows, tensor=number_cache.digest(weight))
     found = number_cache.read(path)
     if found is None:
-        found = _compute(model, weight, windows)
+        weight = weight.to(model.device if model.device.type == "cuda" else "cpu")  # others do not know float64
+        if windows:
+            found = windowed_eigenvalues(weight, windows)
+        else:
+            gram = lower_gram(weight)
+            del weight  # its memory is wanted for the decomposition
+            found = of_gram(gram)
         number_cache.write(path, found)
         give_back_memory()
     return found
-
-
-def _compute(model: PrunableModel, weight: Tensor, windows: int) -> Tensor:
-    """On an accelerator that knows float64, else on the CPU."""
-    weight = weight.to(model.device if model.device.type == "cuda" else "cpu")
-    return windowed_eigenvalues(weight, windows) if windows else eigenvalues(weight)
 
 
 def metrics(

@@ -16,6 +16,8 @@ Metric = Literal["alpha_peak", "alpha_mid", "alpha_ks", "stable_rank", "entropy"
 METRICS: tuple[Metric, ...] = get_args(Metric)
 LowerBound = Literal["released", "linear"]
 CHUNK = 2**20  # distances that are looked at together: 8 MiB in float64, several times
+STRIDE = 16  # of the eigenvalues that a first look takes; the best tail is then looked for among few
+ROUNDING = 1e-12
 BINS = 100  # of the histogram whose fullest bin is the peak
 STEEPEST = 1e5  # an exponent above it is that of a tail whose eigenvalues are all the same, or of a single one
 FLAT = 1e-5  # ln of the largest over the smallest eigenvalue, below which all are the same but for rounding
@@ -68,8 +70,11 @@ def best_tail(values: Tensor, first: int, stop: int) -> float:
     stop = min(stop, len(values) - 1)  # the last eigenvalue alone is no tail
     if first >= stop:
         return 0.0
-    exponents = hill(values)[first:stop]
-    return exponents[distances(values, exponents, first).argmin()].item()
+    exponents, places = hill(values), torch.arange(first, stop)
+    at_least = distances(values, exponents, places, STRIDE)
+    likely = places[at_least.argmin()][None]
+    places = places[at_least <= distances(values, exponents, likely) + ROUNDING]  # the others cannot be better
+    return exponents[places[distances(values, exponents, places).argmin()]].item()
 
 
 def hill(values: Tensor) -> Tensor:
@@ -83,22 +88,19 @@ def hill(values: Tensor) -> Tensor:
     return 1 + counts / sums.clamp(min=torch.finfo(values.dtype).tiny)
 
 
-def distances(values: Tensor, exponents: Tensor, first: int) -> Tensor:
+def distances(values: Tensor, exponents: Tensor, places: Tensor, stride: int = 1) -> Tensor:
     """How far each tail is from a power law: max_{j >= i} |1 - (x_j / x_i)^(1 - alpha_i) - (j - i) / n_i|.
 
-    `exponents` (k,) are those of the tails that begin at `first`, `first` + 1 …; CHUNK numbers are held at once.
+    `places` (k,) are the i, ascending; `exponents` (n,) hold alpha_i for every i. With a stride, only every so many
+    j are looked at, so that the result is at most the distance. CHUNK numbers are held at once.
     """
-    logs, found, done = values.log(), [], 0
-    while done < len(exponents):
-        start = first + done
-        rows = min(len(exponents) - done, max(1, CHUNK // (len(values) - start)))
-        begins = torch.arange(start, start + rows, dtype=values.dtype)[:, None]
-        counts, places = len(values) - begins, torch.arange(start, len(values), dtype=values.dtype)
-        model = (logs[start:] - logs[start : start + rows, None]).mul_((1 - exponents[done : done + rows])[:, None])
-        apart = model.exp_().neg_().add_(1).sub_((places - begins).div_(counts)).abs_()
-        apart[:, :rows].triu_()  # what lies before a tail's beginning; it is at most `rows` wide
-        found.append(apart.amax(dim=1))
-        done += rows
+    logs, found = values.log(), []
+    for part in places.split(max(1, CHUNK * stride // len(values))):
+        columns = torch.arange(int(part[0]), len(values), stride)
+        begins = part[:, None]
+        model = (logs[columns] - logs[begins]).mul_(1 - exponents[begins]).clamp_(max=0).exp_()
+        empirical = (columns - begins).to(values.dtype).div_(len(values) - begins)
+        found.append(model.neg_().add_(1).sub_(empirical).abs_().mul_(columns >= begins).amax(dim=1))
     return torch.cat(found)
 
 
