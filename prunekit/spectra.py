@@ -64,11 +64,12 @@ def spectra(model: PrunableModel, *, windows: int = 0, progress: Progress | None
 
 def _values(model: PrunableModel, linear: Linear, windows: int) -> Tensor:
     name = f"{linear.path}.weight"
-    weight = model.read([name])[name]
-    path = number_cache.place("spectra", version=VERSION, windows=windows, tensor=number_cache.digest(weight))
+    digest = _digest(model, name)
+    path = number_cache.place("spectra", version=VERSION, windows=windows, tensor=digest)
     found = number_cache.read(path)
     if found is None:
-        weight = weight.to(model.device if model.device.type == "cuda" else "cpu")  # others do not know float64
+        place = model.device if model.device.type == "cuda" else "cpu"
+        weight = model.read([name])[name].to(place)  # others do not know float64
         if windows:
             found = windowed_eigenvalues(weight, windows)
         else:
@@ -78,6 +79,18 @@ def _values(model: PrunableModel, linear: Linear, windows: int) -> Tensor:
         number_cache.write(path, found)
         give_back_memory()
     return found
+
+
+def _digest(model: PrunableModel, name: str) -> str:
+    """The hash of a stored tensor, of which no copy is made."""
+    found: list[str] = []
+
+    def hashed(stored: Tensor) -> Tensor:
+        found.append(number_cache.digest(stored))
+        return stored.new_empty(0)
+
+    model.read([name], hashed)
+    return found[0]
 
 
 def metrics(

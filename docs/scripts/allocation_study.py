@@ -132,39 +132,32 @@ class Study:
         return {"perplexity": found, "seconds": round(seconds, 1), "blocks": blocks, "notes": ctx.notes}
 
     def tables(self) -> str:
-        """One Markdown table per method, what the counts of wins are, and what allocating costs."""
+        """One Markdown table per method, of the ratios that are done for every allocator, and who beats whom."""
         parts = ["\n".join(self._table(method)) for method in METHODS]
-        return "\n\n".join([f"dense: {self.done['dense',]['perplexity']:.2f}", *parts, "\n".join(self._duels())])
+        dense = f"dense: {self.done['dense',]['perplexity']:.2f}"
+        return "\n\n".join([dense, *(part for part in parts if part), "\n".join(self._duels())])
 
     def _table(self, method: str) -> Iterator[str]:
-        ratios = sorted(self.given.ratios)
+        ratios = [r for r in sorted(self.given.ratios) if all(self._found(method, r, a) for a in ALLOCATORS)]
+        if not ratios:
+            return
         yield f"| {TITLES[method]} | " + " | ".join(f"{ratio:.0%}".replace("%", " %") for ratio in ratios) + " |"
         yield "|---|" + "---|" * len(ratios)
-        means = {(a, r): self._mean(method, r, a) for a in ALLOCATORS for r in ratios}
         for allocator in ALLOCATORS:
-            entries = []
-            for ratio in ratios:
-                mean, known = means[allocator, ratio], [means[a, ratio] for a in ALLOCATORS if means[a, ratio]]
-                text = self._entry(method, ratio, allocator)
-                entries.append(f"**{text}**" if mean and mean == min(x for x in known if x) else text)
+            entries = [self._entry(method, ratio, allocator) for ratio in ratios]
             yield f"| {TITLES.get(allocator, f'`{allocator}`')} | " + " | ".join(entries) + " |"
 
     def _found(self, method: str, ratio: float, allocator: str) -> list[float]:
         cells = [self.done.get((method, ratio, allocator, seed)) for seed in self.given.seeds]
         return [cell["perplexity"] for cell in cells if cell]
 
-    def _mean(self, method: str, ratio: float, allocator: str) -> float | None:
-        found = self._found(method, ratio, allocator)
-        return fmean(found) if found else None
-
     def _entry(self, method: str, ratio: float, allocator: str) -> str:
-        found = self._found(method, ratio, allocator)
-        if not found:
-            return ""
-        apart = max(found) - min(found)
-        missing = len(self.given.seeds) - len(found)
-        spread = f"{len(found)} of {len(self.given.seeds)} seeds" if missing else f"{apart:.2f}" if apart else "0"
-        return f"{fmean(found):.2f} ({spread})"
+        """The mean and how far apart the seeds lie; the smallest mean of the column is bold."""
+        found, seeds = self._found(method, ratio, allocator), len(self.given.seeds)
+        apart = f"{max(found) - min(found):.2f}" if len(found) == seeds else f"{len(found)} of {seeds} seeds"
+        text = f"{fmean(found):.2f}" + (f" ({apart})" if seeds > 1 else "")
+        best = min(fmean(self._found(method, ratio, other)) for other in ALLOCATORS)
+        return f"**{text}**" if fmean(found) == best else text
 
     def _duels(self) -> Iterator[str]:
         """How often `measured` wins, ties and loses against each of the others, cell by cell with the same seed."""
