@@ -1,10 +1,12 @@
 """How much sparsity each linear gets: the uniform allocator, and the checks that every budget must pass."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from prunekit.contract import Allocator, Budget, Context
 from prunekit.errors import PrunekitError, UsageError
+from prunekit.plan import Pattern
 from prunekit.sparsity import mean_sparsity
 
 
@@ -17,6 +19,28 @@ class Uniform(Allocator):
 
     def allocate(self, ctx: Context, sparsity: float) -> Budget:
         return dict.fromkeys(ctx.model.linears(), sparsity)
+
+
+def block_sizes(ctx: Context) -> list[int]:
+    """Number of weights in the linears of each block that is left."""
+    return [sum(linear.parameters for linear in block.linears) for block in ctx.model.kept]
+
+
+def per_block(ctx: Context, values: Mapping[str, float]) -> list[float]:
+    """The mean over the linears of each block that is left of a number per linear; 0 for a block without linears."""
+    linears = [[values[linear.path] for linear in block.linears] for block in ctx.model.kept]
+    return [sum(found) / max(1, len(found)) for found in linears]
+
+
+def budget_of_blocks(ctx: Context, sparsities: Sequence[float], target: float) -> Budget:
+    """A budget that gives every linear of a block that is left the block's sparsity."""
+    blocks = zip(ctx.model.kept, sparsities, strict=True)
+    return complete(ctx, {linear.path: value for block, value in blocks for linear in block.linears}, target)
+
+
+def complete(ctx: Context, sparsities: Mapping[str, float], target: float) -> Budget:
+    """A budget for all linears, in order: those of removed blocks, which nobody prunes, get the target."""
+    return {path: sparsities.get(path, target) for path in ctx.model.linears()}
 
 
 def check_budget(ctx: Context, budget: Budget, target: float, allocator: str) -> None:
@@ -32,8 +56,14 @@ def check_budget(ctx: Context, budget: Budget, target: float, allocator: str) ->
     mean = mean_sparsity(ctx.model, budget)
     if not math.isclose(mean, target, abs_tol=1e-6):
         raise PrunekitError(f"allocator {allocator} gave a mean sparsity of {mean:.6f}; expected {target:.6f}")
-    if ctx.pattern.group and len({round(value, 9) for value in budget.values()}) > 1:
+    if len({round(value, 9) for value in budget.values()}) > 1:
+        refuse_unequal(ctx.pattern, allocator)
+
+
+def refuse_unequal(pattern: Pattern, allocator: str) -> None:
+    """Raise UsageError when a pattern leaves no room for what an allocator does."""
+    if pattern.kept:
         raise UsageError(
-            f"pattern {ctx.pattern} fixes one sparsity for all linears, and allocator {allocator} gives unequal ones",
-            hint="use --pattern unstructured, or --allocator uniform",
+            f"pattern {pattern} fixes one sparsity for all linears, and allocator {allocator} gives unequal ones",
+            hint=f"use --pattern unstructured, --pattern *:{pattern.group}, or --allocator uniform",
         )

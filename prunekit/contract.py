@@ -34,6 +34,7 @@ class Needs:
 class Context:
     """What a plug-in is given: the model, and of the rest only what it declared.
 
+    `method` is the name of the method that runs, which an allocator may want to know.
     `ratio` is 0 for a method that needs none. `calibration` holds token ids, int64 of shape (samples, seq_len);
     `protected` the indices of blocks that must stay; `layout` says whether widths may differ from block to block, and
     `width_multiple` what they are multiples of (None: what suits the model). `work` is a folder where long work may
@@ -44,6 +45,7 @@ class Context:
     model: PrunableModel
     ratio: float
     probe: Tensor
+    method: str = ""
     pattern: Pattern = field(default_factory=Pattern)
     calibration: Tensor | None = None
     batch_size: int = 1

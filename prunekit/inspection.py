@@ -1,19 +1,22 @@
 """What a model is made of, how it would be loaded and pruned, and how sparse it is already; as data."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.budgets import share_bits
 from prunekit.checkpoint import BUFFER_DTYPES, Checkpoint, TensorInfo
 from prunekit.locate import locate
 from prunekit.model import PrunableModel
 from prunekit.plan import Frozen
 from prunekit.progress import Progress, Silent
 from prunekit.sparsity import zero_fraction
+from prunekit.spectra import Spectrum, metrics, spectra
 from prunekit.structure import Block, Linear, find_other_matrices
+from prunekit.tails import METRICS
 
 GROUPS = (2, 4, 8, 16)  # group sizes that an N:M pattern is looked for in
 CLOSE = 0.02  # how far the sparsity may be from what the pattern implies
@@ -39,6 +42,16 @@ class BlockReport(Frozen):
     bytes: int
     linears: tuple[LinearReport, ...]
     other_matrices: tuple[str, ...] = Field(description="Matrices that are no linear, such as fused experts.")
+
+
+class SpectrumReport(Frozen):
+    """What the spectrum of one linear says; 0 where a metric is not defined."""
+
+    path: str
+    block: int
+    metrics: dict[str, float] = Field(description="Metric -> value; alpha_peak is AlphaPruning's.")
+    remark: str | None = Field(description="Why an exponent is missing or means little.")
+    bits: int | None = Field(default=None, description="Suggested by --bits; nothing is quantised here.")
 
 
 class Destination(Frozen):
@@ -93,6 +106,32 @@ def inspect(
         blocks.append(_block(model, block, sparsity))
         progress.step(block.path)
     return _describe(spec, model, tuple(blocks))
+
+
+def inspect_spectra(
+    spec: str, *, offline: bool = False, trust_remote_code: bool = False, progress: Progress | None = None
+) -> list[Spectrum]:
+    """The spectrum of every linear of the blocks, read one at a time; raises as `inspect`."""
+    checkpoint = Checkpoint.open(locate(spec, offline=offline))
+    model = PrunableModel.open(checkpoint, trust_remote_code=trust_remote_code)
+    return list(spectra(model, progress=progress))
+
+
+def describe_spectra(found: Sequence[Spectrum], bits: float | None = None) -> tuple[SpectrumReport, ...]:
+    """Spectra as data; with a mean number of `bits`, a suggestion of how many each linear should be stored in."""
+    alphas, _ = metrics(found, "alpha_peak")
+    sizes = [spectrum.linear.parameters for spectrum in found]
+    suggested = [None] * len(found) if bits is None or not found else share_bits(list(alphas.values()), sizes, bits)
+    return tuple(
+        SpectrumReport(
+            path=spectrum.linear.path,
+            block=spectrum.block,
+            metrics={name: spectrum.measure(name) for name in METRICS},
+            remark=spectrum.remark,
+            bits=count,
+        )
+        for spectrum, count in zip(found, suggested, strict=True)
+    )
 
 
 def find_pattern(weight: Tensor, sparsity: float) -> str | None:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from prunekit import __version__, processes, registry
 from prunekit import recipe as recipes
-from prunekit.allocation import check_budget
+from prunekit.allocation import check_budget, refuse_unequal
 from prunekit.calibration import (
     Calibration,
     calibrate,
@@ -63,7 +63,7 @@ class Job:
     def load(cls, recipe: Recipe, progress: Progress, offline: bool) -> "Job":
         """Find model, tokenizer and plug-ins, and draw the calibration set if it is needed."""
         method, allocator = recipes.method(recipe), recipes.allocator(recipe)
-        _refuse(recipe, method)
+        _refuse(recipe, method, allocator)
         if recipe.model is None:
             raise UsageError("no model is given", hint="prunekit prune sample --method wanda --ratio 0.5")
         model, tokenizer = open_model(recipe.model, recipe.compute, offline, recipe.trust_remote_code)
@@ -86,6 +86,7 @@ class Job:
             model=self.model,
             ratio=recipe.sparsity if self.method.needs.ratio else 0.0,
             probe=probe_ids(ids, self.model),
+            method=recipe.method,
             pattern=Pattern.parse(recipe.pattern),
             calibration=ids,
             batch_size=recipe.calibration.batch_size or default_batch_size(seq_len),
@@ -269,9 +270,11 @@ def versions() -> dict[str, str]:
     return {"prunekit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _refuse(recipe: Recipe, method: Method) -> None:
+def _refuse(recipe: Recipe, method: Method, allocator: Allocator) -> None:
     """Refuse what cannot work before anything is loaded."""
     recipes.refuse_needless_allocator(recipe, method.needs.budget)
+    if not allocator.uniform:
+        refuse_unequal(Pattern.parse(recipe.pattern), recipe.allocator)
     recipes.refuse_needless_protection(recipe, method.needs.blocks)
     recipes.refuse_needless_layout(recipe, method.needs.widths)
     if processes.started() > 1 and not method.needs.processes:

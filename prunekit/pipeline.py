@@ -26,7 +26,7 @@ from prunekit.lockstep import agreed_plan, together
 from prunekit.manifest import MANIFEST, Manifest
 from prunekit.model import PrunableModel
 from prunekit.narrowing import planned_ratio as narrowed_ratio
-from prunekit.plan import Frozen, PrunePlan
+from prunekit.plan import Frozen, Pattern, PrunePlan
 from prunekit.progress import Progress, Silent
 from prunekit.recipe import Recipe
 from prunekit.skeleton import load_config
@@ -271,8 +271,8 @@ def default_output(recipe: Recipe) -> Path:
     parts = [short_name(recipe.model or "model"), recipe.method]
     parts += [recipe.allocator] if recipe.allocator != "uniform" else []
     if recipe.pattern != "unstructured":
-        parts.append(recipe.pattern.replace(":", "-"))
-    elif recipe.ratio is not None:
+        parts.append(recipe.pattern.replace("*", "N").replace(":", "-"))
+    if recipe.ratio is not None and Pattern.parse(recipe.pattern).sparsity is None:
         parts.append(f"{recipe.ratio * 100:g}")
     return Path("-".join(parts))
 

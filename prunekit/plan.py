@@ -23,20 +23,29 @@ HINT = "prunekit plan MODEL -o plan.json"
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where zeros may fall: anywhere (`unstructured`), or N kept of every M consecutive inputs (`N:M`)."""
+    """Where zeros may fall: anywhere (`unstructured`), or N kept of every M consecutive inputs (`N:M`).
+
+    In a request, `*:M` leaves N open: every linear gets its own, by the budget. A linear's own pattern has no `*`.
+    """
 
     kept: int | None = None
     group: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `unstructured` or `N:M` with 1 <= N < M; raises UsageError with the form that was expected."""
+        """Read `unstructured`, `N:M` with 1 <= N < M, or `*:M`; raises UsageError with the form that was expected."""
         if text == "unstructured":
             return cls()
+        if mixed := re.fullmatch(r"\*:(\d+)", text):
+            if int(mixed[1]) < 2:
+                raise UsageError(
+                    f"pattern {text!r} has groups of one weight", hint="*:8 lets every linear have its N:8"
+                )
+            return cls(None, int(mixed[1]))
         match = re.fullmatch(r"(\d+):(\d+)", text)
         if not match or not 1 <= int(match[1]) < int(match[2]):
             raise UsageError(
-                f"pattern {text!r} is not 'unstructured' or N:M with 1 <= N < M",
+                f"pattern {text!r} is not 'unstructured', N:M with 1 <= N < M, or *:M",
                 hint="2:4 keeps 2 weights of every 4 consecutive inputs",
             )
         return cls(int(match[1]), int(match[2]))
@@ -47,7 +56,7 @@ class Pattern:
         return None if self.group is None or self.kept is None else 1 - self.kept / self.group
 
     def __str__(self) -> str:
-        return "unstructured" if self.group is None else f"{self.kept}:{self.group}"
+        return "unstructured" if self.group is None else f"{self.kept or '*'}:{self.group}"
 
 
 class Frozen(BaseModel):
@@ -73,7 +82,10 @@ class Sparsify(Frozen):
     @classmethod
     def _known_pattern(cls, text: str) -> str:
         try:
-            return str(Pattern.parse(text))
+            found = Pattern.parse(text)
+            if found.group and not found.kept:
+                raise UsageError(f"pattern {text!r} does not say how many weights this linear keeps")
+            return str(found)
         except UsageError as error:
             raise ValueError(error.message) from error
 

@@ -90,7 +90,8 @@ class Recipe(Frozen):
         description="Fraction of the decoder blocks' weights to remove; an N:M pattern implies it.",
     )
     pattern: str = Field(
-        default="unstructured", description="unstructured, or N:M: keep N of every M consecutive inputs."
+        default="unstructured",
+        description="unstructured, N:M: keep N of every M consecutive inputs, or *:M: each linear its own N.",
     )
     protect_blocks: str = Field(
         default="first:1,last:1",

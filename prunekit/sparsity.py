@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.contract import Context
+from prunekit.budgets import round_to_counts
+from prunekit.contract import Budget, Context
 from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.model import PrunableModel
 from prunekit.plan import Pattern, PrunePlan, Sparsify
@@ -28,11 +29,31 @@ def plan_sparsity(ctx: Context, method: str) -> PrunePlan:
             largest = max(shapes, key=lambda name: shapes[name].numel())
             found = f"{largest} {tuple(shapes[largest])} is not a plain linear"
             raise UnsupportedError(f"{found}; {method} prunes Linear and Conv1D weights only")
+    check_groups(ctx.model, ctx.pattern)
+    if ctx.pattern.group and ctx.pattern.kept is None:
+        return PrunePlan(method=method, ratio=ctx.ratio, actions=tuple(_mixed(ctx, ctx.budget, ctx.pattern.group)))
     actions = [
         Sparsify(linear=path, sparsity=sparsity, pattern=str(ctx.pattern)) for path, sparsity in ctx.budget.items()
     ]
-    check_groups(ctx.model, ctx.pattern)
     return PrunePlan(method=method, ratio=ctx.ratio, actions=tuple(actions))
+
+
+def _mixed(ctx: Context, budget: Budget, group: int) -> list[Sparsify]:
+    """One action per linear, each with an N:M pattern of its own, and a note of what the rounding costs."""
+    linears = ctx.model.linears()
+    sizes = [linears[path].parameters for path in budget]
+    counts = round_to_counts(list(budget.values()), sizes, ctx.ratio, group)
+    rounded = {path: count / group for path, count in zip(budget, counts, strict=True)}
+    mean, furthest = mean_sparsity(ctx.model, rounded), max(abs(rounded[path] - budget[path]) for path in budget)
+    ctx.note(
+        f"pattern *:{group}: the mean sparsity is {mean:.6f} where {ctx.ratio:.6f} was asked for; "
+        f"rounding moved a linear by up to {furthest:.4f}"
+    )
+    patterns = [f"{group - count}:{group}" if count else "unstructured" for count in counts]
+    return [
+        Sparsify(linear=path, sparsity=rounded[path], pattern=pattern)
+        for path, pattern in zip(budget, patterns, strict=True)
+    ]
 
 
 def check_groups(model: PrunableModel, pattern: Pattern) -> None:

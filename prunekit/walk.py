@@ -163,6 +163,25 @@ def unfinished(ctx: Context, stream: "Stream", dense: "Stream | None" = None) ->
 
 
 @torch.no_grad()
+def survey(ctx: Context, statistics: type[S], stream: Stream | None = None) -> Iterator[Visit[S]]:
+    """Visit every block in order as `walk` does, and keep nothing: for deciding.
+
+    What is written into a linear between two visits is seen by the blocks after it, and is gone with its block. A
+    `stream` of one's own takes the place of the calibration set's, and has passed all blocks in the end.
+    """
+    own = stream or Stream(ctx.model, split(calibration_of(ctx), ctx.batch_size), ctx.offload)
+    known: dict[Hashable, Groups | None] = {}
+    for block in ctx.model.kept:
+        with ctx.model.block(block.index) as module:
+            if block.linears:
+                yield from _visits(own, module, block, len(own.batches), statistics, known, False)
+            else:
+                yield Visit(block, [])
+            if stream is not None or block is not ctx.model.kept[-1]:
+                own.advance(module, block)
+
+
+@torch.no_grad()
 def logits(
     model: PrunableModel,
     ids: Tensor,

@@ -54,6 +54,18 @@ def test_an_allocator_is_named_in_the_index_of_methods(name: str) -> None:
     assert f"`{name}`" in read("docs", "methods", "README.md")
 
 
+@pytest.mark.parametrize("name", [name for name in ALLOCATORS if name != "uniform"])
+def test_an_allocator_has_a_page_with_all_its_options_a_line_in_the_readme_and_a_recipe(name: str) -> None:
+    page, allocator = read("docs", "methods", f"{name}.md"), registry.load(name, "allocator")
+    missing = [option for option in allocator.model_fields if f"| `{option}` |" not in page]
+    assert not missing, f"docs/methods/{name}.md does not explain {missing}"
+    number = re.search(r"arXiv:[\d.]+\d", allocator.paper)
+    assert number is None or number[0] in page
+    assert f"(docs/methods/{name}.md)" in read("README.md")
+    assert f"]({name}.md)" in read("docs", "methods", "README.md")
+    assert any(settings.build(file=path, complete=False)[0].allocator == name for path in RECIPES)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_has_a_recipe(name: str) -> None:
     assert any(settings.build(file=path, complete=False)[0].method == name for path in RECIPES)

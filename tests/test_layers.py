@@ -15,12 +15,13 @@ LAYERS = tuple(
     for row in (
         "prunekit errors plan progress sample processes",
         "checkpoint locate staging structure compute layer_code skeleton model statistics loss "
-        "text_files text_hub texts token_cache",
+        "text_files text_hub texts token_cache eigen tails number_cache spectra",
         "contract capture collect sharding",
-        "calibration walk layer_config layer_proof layer_removal sparsity allocation depth width width_config "
-        "narrowing narrowed_walk neurons gates gate_path fading training_state training adapters",
+        "calibration walk layer_config layer_proof layer_removal budgets sparsity surgeon allocation outliers harm "
+        "depth width width_config narrowing narrowed_walk neurons gates gate_path "
+        "fading training_state training adapters",
         "evaluate registry fields yaml_text recipe settings manifest card layouts loading export rewriting "
-        "comparison checks verify inspection",
+        "comparison checks verify figure inspection",
         "job lockstep pipeline relayout",
         "cli __main__",
     )

@@ -1,6 +1,7 @@
 """`prunekit inspect`: what a model is made of, how sparse it is, and what will load where."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from prunekit.cli import options
@@ -10,12 +11,14 @@ from prunekit.cli.plan import kind_of, span
 from prunekit.cli.screen import facts, table
 
 if TYPE_CHECKING:
-    from prunekit.inspection import Inspection, LinearReport
+    from prunekit.inspection import Inspection, LinearReport, SpectrumReport
 
 EXAMPLES = """
 prunekit inspect sample
 prunekit inspect ./pruned --json
 prunekit inspect meta-llama/Llama-2-7b-hf --no-sparsity
+prunekit inspect sample --spectra --figure spectra.svg
+prunekit inspect sample --bits 4 --json
 """
 Sparsity = Annotated[
     bool,
@@ -27,12 +30,45 @@ Sparsity = Annotated[
     ),
 ]
 
+Spectra = Annotated[
+    bool, options.option(options.SHOWING, None, "Show the tail exponent of every weight's spectrum.", "--spectra")
+]
+Figure = Annotated[
+    Path | None,
+    options.option(
+        options.SHOWING, "FILE", "Draw the spectra: .svg, .png or .pdf; implies --spectra.", "--figure", envvar=None
+    ),
+]
+Bits = Annotated[
+    float | None,
+    options.option(
+        options.SHOWING,
+        "N",
+        "Suggest bits per linear with this mean, more for heavier tails; implies --spectra.",
+        "--bits",
+        min=1,
+        max=16,
+    ),
+]
+
 
 @command(options.LOADING)
-def inspect(run: Run, model: options.OneModel, sparsity: Sparsity = True) -> None:
+def inspect(
+    run: Run,
+    model: options.OneModel,
+    sparsity: Sparsity = True,
+    spectra: Spectra = False,
+    figure: Figure = None,
+    bits: Bits = None,
+) -> None:
     """Show what a model is made of, and what will load it."""
     spec = read_model(model)
     from prunekit import inspection
+
+    if figure is not None:
+        from prunekit.figure import check_figure
+
+        check_figure(figure)
 
     found = inspection.inspect(
         spec,
@@ -41,6 +77,7 @@ def inspect(run: Run, model: options.OneModel, sparsity: Sparsity = True) -> Non
         trust_remote_code=bool(run.values["trust_remote_code"]),
         progress=run.screen.progress(),
     )
+    reports = _spectra(run, spec, figure, bits) if spectra or figure or bits is not None else ()
     run.screen.done()
     linears = table(
         "linear",
@@ -53,7 +90,62 @@ def inspect(run: Run, model: options.OneModel, sparsity: Sparsity = True) -> Non
         right="blocks,shape,sparsity",
     )
     loads = table("program", "loads it", "because", rows=((d.name, d.loads, d.because) for d in found.destinations))
-    run.screen.result(found.model_dump(mode="json"), facts(_facts(found)), linears, loads)
+    shown = [linears, *_tables(reports), loads]
+    data = found.model_dump(mode="json") | (
+        {"spectra": [report.model_dump(mode="json") for report in reports]} if reports else {}
+    )
+    run.screen.result(data, facts(_facts(found)), *shown)
+
+
+def _spectra(run: Run, spec: str, figure: Path | None, bits: float | None) -> "tuple[SpectrumReport, ...]":
+    """What the spectra say, and a picture of them if one is wanted."""
+    from prunekit import inspection
+
+    found = inspection.inspect_spectra(
+        spec,
+        offline=run.offline,
+        trust_remote_code=bool(run.values["trust_remote_code"]),
+        progress=run.screen.progress(),
+    )
+    if figure is not None:
+        from prunekit.figure import draw
+
+        kinds = dict.fromkeys(kind_of(spectrum.linear.path) for spectrum in found)
+        by_kind = {kind: [part for part in found if kind_of(part.linear.path) == kind] for kind in kinds}
+        draw(by_kind, figure, title=f"Spectra of the weights of {spec}")
+        run.screen.say(f"note: the figure is in {figure}")
+    return inspection.describe_spectra(found, bits)
+
+
+def _tables(reports: "Sequence[SpectrumReport]") -> Iterator[object]:
+    """The exponent, and if asked the bits, of every block (down) and kind of matrix (across); then what is odd."""
+    if not reports:
+        return
+    yield _grid("alpha_peak", reports, {report.path: report.metrics["alpha_peak"] for report in reports})
+    if all(report.bits is not None for report in reports):
+        yield _grid("bits", reports, {report.path: float(report.bits or 0) for report in reports})
+    if odd := [(report.path, report.remark) for report in reports if report.remark]:
+        yield table("linear", "remark", rows=odd)
+
+
+def _grid(title: str, reports: "Sequence[SpectrumReport]", values: dict[str, float]) -> object:
+    kinds = list(dict.fromkeys(kind_of(report.path) for report in reports))
+    blocks: dict[int, dict[str, float]] = {}
+    for report in reports:
+        blocks.setdefault(report.block, {})[kind_of(report.path)] = values[report.path]
+    rows = [
+        (block, *(_number(found.get(kind), title) for kind in kinds), f"{sum(found.values()) / len(found):.2f}")
+        for block, found in blocks.items()
+    ]
+    names = [kind.rpartition(".")[2] for kind in kinds]
+    heads = names if len(set(names)) == len(names) else kinds
+    return table(title, *heads, "mean", rows=rows, right=",".join((title, *heads, "mean")))
+
+
+def _number(value: float | None, title: str) -> str:
+    if not value:
+        return "-"
+    return f"{value:.0f}" if title == "bits" else f"{value:.2f}"
 
 
 def _facts(found: "Inspection") -> Iterator[tuple[str, str]]:

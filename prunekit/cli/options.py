@@ -79,7 +79,7 @@ PatternOption = Annotated[
     option(
         METHOD,
         "PATTERN",
-        "unstructured, or N:M to keep N of M consecutive inputs (default unstructured).",
+        "unstructured, N:M to keep N of M consecutive inputs, or *:M (default unstructured).",
         "--pattern",
     ),
 ]

@@ -17,6 +17,7 @@ EXAMPLES = """
 prunekit plan sample -m wanda -r 0.5 -o plan.json
 prunekit plan sample -m wanda -r 0.5 -q | prunekit apply - -o pruned
 """
+BAR = 40  # characters that stand for all weights of a block
 
 
 @command(options.PLANNING, options.MEASURING, options.WRITING, shared_work=True)
@@ -46,6 +47,8 @@ def plan(
         run.screen.show(facts([("removes", f"blocks {', '.join(map(str, gone))}")]))
     if made.sparsify():
         run.screen.show(table("linear", "blocks", "sparsity", "pattern", rows=rows(made), right="blocks,sparsity"))
+        if uneven := list(bars(made, "█" if _draws_blocks(run.screen.console.encoding) else "#")):
+            run.screen.show(table("block", "sparsity", "of its linears", rows=uneven, right="block,sparsity"))
     if output is None:
         run.screen.result(made.model_dump(mode="json"), made.to_json().rstrip("\n"))
         return
@@ -84,6 +87,30 @@ def rows(made: "PrunePlan") -> Iterable[tuple[str, int, str, str]]:
     for kind, actions in kinds.items():
         patterns = ", ".join(sorted({action.pattern for action in actions}))
         yield kind, len(actions), span(action.sparsity for action in actions), patterns
+
+
+def bars(made: "PrunePlan", filled: str) -> Iterable[tuple[str, str, str]]:
+    """One row with a bar per block, when not all blocks get the same."""
+    blocks: dict[str, list[float]] = {}
+    for action in made.sparsify().values():
+        blocks.setdefault(block_of(action.linear), []).append(action.sparsity)
+    if len({(min(found), max(found)) for found in blocks.values()}) < 2:
+        return
+    for block, found in blocks.items():
+        mean = sum(found) / len(found)
+        yield block, span(found), filled * round(BAR * mean)
+
+
+def _draws_blocks(encoding: str) -> bool:
+    try:
+        return bool("█".encode(encoding))
+    except (UnicodeEncodeError, LookupError):
+        return False
+
+
+def block_of(path: str) -> str:
+    """The number of the block in a linear's path, or what comes before its name."""
+    return next((part for part in path.split(".") if part.isdigit()), path.rpartition(".")[0])
 
 
 def kind_of(path: str) -> str:

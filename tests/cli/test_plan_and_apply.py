@@ -37,6 +37,8 @@ def test_a_plan_is_json_on_stdout_and_a_table_on_stderr(run: Run) -> None:
     assert PrunePlan.from_json(result.stdout) == PLAN
     lines = [line.split() for line in result.stderr.splitlines()]
     assert ["mlp.up_proj", "2", "40.0", "-", "60.0", "%", "unstructured"] in lines
+    bars = {line[0]: line[3] for line in lines if line[1:3] in (["40.0", "%"], ["60.0", "%"])}
+    assert len(set(bars["0"])) == 1 and (len(bars["0"]), len(bars["1"])) == (16, 24)
 
 
 @pytest.mark.usefixtures("planned")

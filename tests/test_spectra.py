@@ -1,0 +1,112 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prunekit import number_cache, spectra
+from prunekit.checkpoint import Checkpoint
+from prunekit.eigen import eigenvalues
+from prunekit.errors import InputError
+from prunekit.model import PrunableModel
+
+Make = Callable[..., Path]
+UP, DOWN = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PRUNEKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "spectra"
+
+
+def opened(folder: Path) -> PrunableModel:
+    return PrunableModel.open(Checkpoint.open(folder), device="cpu")
+
+
+def changed(folder: Path, **tensors: torch.Tensor) -> Path:
+    """Replace weights of a folder, given by the path of their linears with `__` for dots."""
+    stored = load_file(folder / "model.safetensors")
+    stored |= {f"{name.replace('__', '.')}.weight": tensor for name, tensor in tensors.items()}
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_every_linear_has_the_spectrum_of_its_weight(tiny_llama: Make) -> None:
+    folder = tiny_llama(dtype="bfloat16")
+    found = list(spectra.spectra(opened(folder)))
+    stored = load_file(folder / "model.safetensors")
+    assert [spectrum.linear.path for spectrum in found] == list(opened(folder).linears())
+    for spectrum in found:
+        torch.testing.assert_close(spectrum.values, eigenvalues(stored[f"{spectrum.linear.path}.weight"]))
+        assert spectrum.remark is None
+
+
+def test_a_second_run_computes_nothing(tiny_llama: Make, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    model = opened(tiny_llama())
+    first = [spectrum.values for spectrum in spectra.spectra(model)]
+    assert len(list(cache.iterdir())) == len(first)
+    with monkeypatch.context() as patch:
+        patch.delattr(spectra, "lower_gram")
+        again = [spectrum.values for spectrum in spectra.spectra(model)]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_a_damaged_entry_of_the_cache_is_computed_again(tiny_llama: Make, cache: Path) -> None:
+    model = opened(tiny_llama())
+    first = [spectrum.values for spectrum in spectra.spectra(model)]
+    for number, file in enumerate(sorted(cache.iterdir())):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 255
+        file.write_bytes(content if number % 2 else b"")
+    again = [spectrum.values for spectrum in spectra.spectra(model)]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_the_cache_tells_apart_what_differs_in_one_bit_in_shape_or_in_dtype() -> None:
+    weight = torch.arange(12.0).reshape(3, 4)
+    other = weight.clone()
+    other[2, 3] = torch.nextafter(other[2, 3], torch.tensor(99.0))
+    kinds = [weight, other, weight.reshape(4, 3), weight.view(torch.int32)]
+    assert len({number_cache.digest(tensor) for tensor in kinds}) == 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(tiny_llama: Make, value: float) -> None:
+    bad = torch.ones(64, 32)
+    bad[3, 5] = value
+    with pytest.raises(InputError, match=rf"{UP}\.weight .* NaN or infinite") as caught:
+        list(spectra.spectra(opened(changed(tiny_llama(), model__layers__1__mlp__up_proj=bad))))
+    assert caught.value.exit_code == 4
+
+
+def test_a_matrix_without_an_exponent_gets_the_mean_of_its_block_and_is_named(tiny_llama: Make) -> None:
+    folder = changed(
+        tiny_llama(),
+        model__layers__1__mlp__up_proj=torch.zeros(64, 32),
+        model__layers__1__mlp__down_proj=torch.eye(32, 64),
+    )
+    found = list(spectra.spectra(opened(folder)))
+    values, remarks = spectra.metrics(found, "alpha_peak")
+    assert remarks == [
+        f"{UP} is all zero: alpha_peak is not defined for it",
+        f"{DOWN} has all singular values alike: alpha_peak is not defined for it",
+    ]
+    others = [values[path] for path in values if path.startswith("model.layers.1.") and path not in (UP, DOWN)]
+    assert values[UP] == values[DOWN] == pytest.approx(sum(others) / len(others))
+    assert all(value > 1 for value in values.values())
+
+
+def test_blocks_that_are_removed_are_not_read(tiny_llama: Make) -> None:
+    model = opened(tiny_llama())
+    model.removed = frozenset({1, 2})
+    paths = {spectrum.linear.path.split(".")[2] for spectrum in spectra.spectra(model)}
+    assert paths == {"0", "3"}
+
+
+def test_windows_are_another_entry_of_the_cache(tiny_llama: Make) -> None:
+    model = opened(tiny_llama())
+    plain, windowed = (list(spectra.spectra(model, windows=count)) for count in (0, 3))
+    up = [spectrum.linear.path for spectrum in plain].index(UP)
+    assert not torch.equal(plain[up].values, windowed[up].values)
