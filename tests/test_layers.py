@@ -22,7 +22,7 @@ LAYERS = tuple(
         "fading training_state training adapters",
         "evaluate registry fields yaml_text recipe settings manifest card layouts loading export rewriting "
         "comparison checks verify figure inspection",
-        "job lockstep pipeline relayout",
+        "job lockstep assessment pipeline relayout",
         "cli __main__",
     )
 )

@@ -15,10 +15,11 @@ import typer
 
 from prunekit import processes
 from prunekit.cli.screen import to_json, write
-from prunekit.errors import InputError, PrunekitError, ResourceError, UsageError
+from prunekit.errors import GateFailure, InputError, PrunekitError, ResourceError, UsageError
 
 LESS_MEMORY = ("--batch-size 1", "--offload disk", "--mode streaming", "--no-sparsity")
 LESS_DEVICE_MEMORY = ("--batch-size 1", "--device cpu")
+DEFAULT = ("eval", "--batch-size 1")  # what a command does anyway need not be said
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 FALSE = ("", "0", "false", "no", "off", "n", "f")
 
@@ -61,8 +62,9 @@ class Call:
 
     def could_add(self, choice: str) -> bool:
         """Whether `--option value` is something that the command takes and that was not typed."""
-        typed = " ".join(self.words).replace("=", " ")
-        return choice.partition(" ")[0] in self.options and f" {choice} " not in f" {typed} "
+        typed, option = " ".join(self.words).replace("=", " "), choice.partition(" ")[0]
+        is_default = (*self.words[:1], choice) == DEFAULT and option not in typed.split()
+        return option in self.options and f" {choice} " not in f" {typed} " and not is_default
 
 
 @contextlib.contextmanager
@@ -76,7 +78,8 @@ def reported(arguments: Sequence[str], commands: Mapping[str, Collection[str]]) 
     except BaseException as error:
         failure = explain(error, Call(arguments, commands.get("".join(arguments[:1]), ())))
         debug = _asked("--debug", arguments) and failure.exit_code == PrunekitError.exit_code
-        as_json = _asked("--json", arguments) and processes.is_first()
+        answered = isinstance(failure, GateFailure)  # the result is out, and names the gates
+        as_json = _asked("--json", arguments) and processes.is_first() and not answered
         report(failure, as_json=as_json, details=_traceback(error) if debug else "")
         sys.exit(failure.exit_code)
 

@@ -20,7 +20,7 @@ prunekit plan sample -m wanda -r 0.5 -q | prunekit apply - -o pruned
 BAR = 40  # characters that stand for all weights of a block
 
 
-@command(options.PLANNING, options.MEASURING, options.WRITING, shared_work=True)
+@command(options.PLANNING, options.MEASURING, options.LIMITS, options.WRITING, shared_work=True)
 def plan(
     run: Run,
     model: options.Model = None,

@@ -15,7 +15,7 @@ import typer
 from prunekit import token_cache
 from prunekit.cli.app import app, known_options
 from prunekit.cli.failures import Call, Terminated, explain
-from prunekit.errors import GateFailure, PrunekitError, ResourceError
+from prunekit.errors import PrunekitError, ResourceError
 
 from .conftest import Run
 
@@ -43,7 +43,6 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (GateFailure("too high"), 1, "too high"),
         (MemoryError(), 5, "out of memory"),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 5, "out of memory: CUDA"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 5, "out of memory"),
@@ -98,6 +97,7 @@ def test_a_run_that_was_cut_short_says_that_the_same_command_goes_on_where_somet
         (("prune", "sample", "--batch-size=1"), "--offload disk needs less memory"),
         (("prune", "sample", "--batch-size", "16"), "--batch-size 1 or --offload disk needs less memory"),
         (("eval", "sample"), "--offload disk needs less memory"),
+        (("eval", "sample", "--batch-size", "8"), "--batch-size 1 or --offload disk needs less memory"),
         (("apply", "plan.json"), "--offload disk needs less memory"),
         (("eval", "sample", "--offload", "disk"), "repeat it where more memory is free"),
         (("verify", "out"), "--mode streaming needs less memory"),

@@ -1,0 +1,96 @@
+"""What the commands print under --json is what the published schemas say, and these are up to date."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+from typer.testing import CliRunner
+
+from prunekit.cli.app import app
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDER = REPOSITORY / "docs" / "schemas"
+TEXT = "The cat sat on the mat, and the dog sat on the log.\n"
+
+
+def validator(name: str) -> Draft202012Validator:
+    schema = json.loads((FOLDER / f"{name}.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+def printed(*words: object) -> Any:
+    """The object that a command prints, whatever its exit code."""
+    result = CliRunner().invoke(app, [*map(str, words), "--json", "-q"])
+    assert result.exit_code in (0, 1), result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text(TEXT * 60)
+    return tmp_path / "text.txt"
+
+
+def test_the_published_schemas_are_up_to_date() -> None:
+    made = runpy.run_path(str(REPOSITORY / "docs" / "scripts" / "schemas.py"))["schemas"]()
+    found = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("eval.*")}
+    found |= {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("prune.*")}
+    assert {name: made[name] for name in found} == found, "run: make docs"
+    assert {"eval.schema.json", "prune.schema.json"} <= found.keys()
+
+
+def test_what_prune_prints_is_valid(tiny_llama: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    words = ["-m", "layers", "--set", "blocks=1", "--ppl", text, "--eval-windows", 2, "--max-ppl-increase", "0%"]
+    found = printed("prune", tiny_llama(), *words, "-o", tmp_path / "out")
+    validator("prune").validate(found)
+    assert found["perplexity"] and found["verification"] and len(found["gates"]) == 1
+    found = printed(
+        "prune",
+        tiny_llama(),
+        "-m",
+        "magnitude",
+        "-r",
+        "0.5",
+        "--no-eval-quick",
+        "--verify",
+        "off",
+        "-o",
+        tmp_path / "b",
+    )
+    validator("prune").validate(found)
+    assert found["perplexity"] is found["verification"] is None
+
+
+def test_what_eval_prints_is_valid(
+    tiny_llama: Callable[..., Path], text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunekit import assessment
+
+    monkeypatch.setattr(assessment, "peak_memory", lambda *_: 1000)
+    one, other = tiny_llama(name="one"), tiny_llama(name="other", seed=1)
+    timed = ("--speed", "--prompt-tokens", 8, "--new-tokens", 2, "--rounds", 6, "--min-speedup", 9)
+    found = printed("eval", other, "--baseline", one, "--ppl", text, "--windows", 2, *timed, "--max-kl", 0)
+    validator("eval").validate(found)
+    assert [row["baseline"] for row in found["models"]] == [True, False]
+    assert found["models"][1]["speed"] and len(found["gates"]) == 3
+    validator("eval").validate(printed("eval", one, "--ppl", "none"))
+
+
+@pytest.mark.parametrize("name", ["eval", "prune"])
+def test_a_schema_refuses_what_is_not_said(name: str) -> None:
+    with pytest.raises(ValidationError):
+        validator(name).validate({"schema_version": 1})
+
+
+def test_figures_that_are_no_numbers_are_words(tiny_llama: Callable[..., Path], text: Path) -> None:
+    found = printed("eval", tiny_llama(), "--ppl", text, "--windows", 1)
+    found["models"][0]["perplexity"][0]["value"] = "nan"
+    validator("eval").validate(found)
+    found["models"][0]["perplexity"][0]["value"] = "many"
+    with pytest.raises(ValidationError):
+        validator("eval").validate(found)
