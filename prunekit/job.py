@@ -23,6 +23,7 @@ from prunekit.calibration import (
 )
 from prunekit.checkpoint import Checkpoint
 from prunekit.checks import tolerance
+from prunekit.compute import computed_on
 from prunekit.contract import Allocator, Context, Method
 from prunekit.errors import InputError, UsageError
 from prunekit.evaluate.perplexity import COLUMN, Perplexity, Windows, cut, find_protocol, read_text
@@ -172,6 +173,7 @@ class Job:
             recipe=plan.recipe,
             plan=plan,
             plug_ins=self.plug_ins(),
+            computed=computed_on(self.model.device, self.model.dtype),
             calibration=self.calibration and self.calibration.record(),
             result=result,
             perplexity=perplexity,

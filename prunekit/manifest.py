@@ -78,6 +78,9 @@ class Manifest(Frozen):
     prunekit: str = Field(default=__version__, description="Version of prunekit.")
     versions: dict[str, str] = Field(description="Versions of the libraries that computed and wrote the weights.")
     plug_ins: dict[str, str] = Field(default={}, description="Method and allocator -> distribution and its version.")
+    computed: dict[str, str | int] = Field(
+        default={}, description="What rounding depends on beside the versions: device, dtype, threads, processes."
+    )
     source: Source
     recipe: dict[str, Any] = Field(description="Every setting of the run, defaults included.")
     plan: PrunePlan = Field(description="What was decided, place by place.")

@@ -66,18 +66,21 @@ def prune(
     force: bool = False,
     restart: bool = False,
     offline: bool = False,
+    source: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Prune a model and write the result as an ordinary model folder; an interrupted run is taken up again.
 
-    Raises every error of `prunekit.errors` but GateFailure; on any of them the target is as it was before.
+    `source` is what the model's files must be, name -> sha256. Raises every error of `prunekit.errors` but GateFailure; on any of them the target is as it was before.
     """
     target = output or default_output(recipe)
     _check_target(target, recipe, force)
     started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
     _ = job.windows  # a text for the perplexity that cannot be had is found out before anything long begins
-    source = job.model.checkpoint.folder
-    with Staging.open(target, job.signature(), source=source, force=force, restart=restart) as staging, together(job):
+    if source is not None:
+        _refuse_other_files(source, job, "the manifest", "name the model it was made from: prunekit prune MODEL --from")
+    folder = job.model.checkpoint.folder
+    with Staging.open(target, job.signature(), source=folder, force=force, restart=restart) as staging, together(job):
         return _carry_out(job, _planned(job, staging), staging, started)
 
 
@@ -109,7 +112,7 @@ def apply_plan(
     _check_target(target, recipe, force)
     started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
-    _refuse_other_model(plan, job.source, recipe)
+    _refuse_other_files(plan.source, job, "the plan", f"prunekit plan {recipe.model} -m {recipe.method} -o plan.json")
     if job.method.needs.budget:
         check_plan(job.model, plan)
     plan = plan.model_copy(update={"recipe": recipe.model_dump(mode="json"), "ratio": planned_ratio(job.model, plan)})
@@ -297,13 +300,10 @@ def planned_ratio(model: PrunableModel, plan: PrunePlan) -> float:
     return mean_sparsity(model, {path: action.sparsity for path, action in plan.sparsify().items()})
 
 
-def _refuse_other_model(plan: PrunePlan, source: dict[str, str], recipe: Recipe) -> None:
-    names = sorted(source.keys() | plan.source.keys())
-    if differing := [name for name in names if source.get(name) != plan.source.get(name)]:
-        raise InputError(
-            f"the plan was made for another model: {differing[0]} is not the file it knows",
-            hint=f"prunekit plan {recipe.model} -m {recipe.method} -o plan.json",
-        )
+def _refuse_other_files(known: Mapping[str, str], job: Job, made: str, hint: str) -> None:
+    names = sorted(job.source.keys() | known.keys())
+    if differing := [name for name in names if job.source.get(name) != known.get(name)]:
+        raise InputError(f"{made} was made for another model: {differing[0]} is not the file it knows", hint=hint)
 
 
 def _continuation(job: Job, verification: Verification | None) -> tuple[str, str] | None:

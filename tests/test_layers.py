@@ -20,7 +20,7 @@ LAYERS = tuple(
         "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path "
         "fading training_state training adapters",
         "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",
-        "job lockstep pipeline",
+        "job lockstep pipeline repeat",
         "cli __main__",
     )
 )

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import typer
 
@@ -88,6 +89,12 @@ def report(failure: PrunekitError, *, as_json: bool, details: str = "") -> None:
     hint = f"{_coloured('hint:', 36)} {failure.hint}\n" if failure.hint else ""
     with contextlib.suppress(ValueError):
         write(sys.stderr, f"{details}{_coloured('error:', 31)} {processes.speaker()}{failure.message}\n{hint}")
+
+
+def end_with(failure: PrunekitError) -> NoReturn:
+    """End with a failure's exit code where the result has been printed already: one line, and no second JSON object."""
+    report(failure, as_json=False)
+    raise typer.Exit(failure.exit_code)
 
 
 def explain(error: BaseException, call: Call | None = None) -> PrunekitError:

@@ -250,6 +250,11 @@ Verify = Annotated[
 Force = Annotated[bool, option(EXPORT, None, "Replace what is in OUT.", "--force")]
 Restart = Annotated[bool, option(EXPORT, None, "Drop what an interrupted run has finished.", "--restart")]
 
+From = Annotated[
+    Path | None,
+    option(METHOD, "MANIFEST", "Repeat the run that left this prunekit.json, and compare what comes out.", "--from"),
+]
+
 # what is shown
 Json = Annotated[bool, option(GENERAL, None, "Print one JSON object on standard output, errors too.", "--json")]
 Quiet = Annotated[bool, option(GENERAL, None, "Say nothing but errors.", "-q", "--quiet")]
