@@ -67,15 +67,18 @@ def prune(
     restart: bool = False,
     offline: bool = False,
     source: Mapping[str, str] | None = None,
+    dense: Path | None = None,
 ) -> Outcome:
     """Prune a model and write the result as an ordinary model folder; an interrupted run is taken up again.
 
-    `source` is what the model's files must be, name -> sha256. Raises every error of `prunekit.errors` but GateFailure; on any of them the target is as it was before.
+    `source` is what the model's files must be, name -> sha256; `dense` a folder that keeps the dense model's perplexity
+    for other runs. Raises every error of `prunekit.errors` but GateFailure; on any the target is as it was before.
     """
     target = output or default_output(recipe)
     _check_target(target, recipe, force)
     started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
+    job.dense = dense
     _ = job.windows  # a text for the perplexity that cannot be had is found out before anything long begins
     if source is not None:
         _refuse_other_files(source, job, "the manifest", "name the model it was made from: prunekit prune MODEL --from")

@@ -9,7 +9,7 @@ from pydantic import Field
 from prunekit import pipeline
 from prunekit.comparison import first_difference
 from prunekit.errors import InputError
-from prunekit.manifest import MANIFEST, Manifest
+from prunekit.manifest import MANIFEST, Manifest, changes
 from prunekit.pipeline import Outcome
 from prunekit.plan import Frozen
 from prunekit.progress import Progress
@@ -88,8 +88,8 @@ def repeat(
 ) -> tuple[Outcome, Repeat]:
     """Run a recipe that `recipe_of` a manifest gave, and compare with the folder that the manifest lies in.
 
-    Raises what `pipeline.prune` raises, and InputError when the model's files are not those of the manifest. A plan that
-    somebody had edited is carried out as it is, for no method would make it again.
+    Raises what `pipeline.prune` raises, and InputError when the model's files are not those of the manifest. A plan
+    that somebody had edited is carried out as it is, for no method would make it again.
     """
     target = output or default_output(recipe)
     more: dict[str, Any] = {"progress": progress, "force": force, "restart": restart, "offline": offline}
@@ -108,9 +108,9 @@ def compared(folder: Path, manifest: Manifest, again: Path) -> Repeat:
     difference = None if absent else first_difference(again, folder)
     return Repeat(
         manifest=str(folder / MANIFEST),
-        environment=_changes({key: first[key] for key in ENVIRONMENT}, {key: second[key] for key in ENVIRONMENT}),
-        settings=_changes(first["recipe"], second["recipe"]),
-        record=_changes(_recorded(first), _recorded(second)),
+        environment=changes({key: first[key] for key in ENVIRONMENT}, {key: second[key] for key in ENVIRONMENT}),
+        settings=changes(first["recipe"], second["recipe"]),
+        record=changes(_recorded(first), _recorded(second)),
         weights="absent" if absent else "differ" if difference else "equal",
         difference=difference,
     )
@@ -120,19 +120,3 @@ def _recorded(manifest: dict[str, Any]) -> dict[str, Any]:
     """What a run decided and measured: the plan without the recipe in it, which is compared on its own."""
     plan = {key: value for key, value in manifest["plan"].items() if key not in ("recipe", "source")}
     return {key: manifest[key] for key in RECORD} | {"plan": plan}
-
-
-def _changes(first: Any, second: Any, path: str = "") -> dict[str, str]:
-    """Dotted path of every leaf that differs -> `new, was old`; a list counts as a leaf."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        keys = sorted(first.keys() | second.keys())
-        parts = [_changes(first.get(key), second.get(key), f"{path}.{key}".lstrip(".")) for key in keys]
-        return {name: change for part in parts for name, change in part.items()}
-    return {} if first == second else {path: f"{_short(second)}, was {_short(first)}"}
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "none"
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:16]}…"

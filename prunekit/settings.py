@@ -67,7 +67,23 @@ def build(
     may not let the model's own code run. Raises UsageError, or RecipeError for a file, naming what was found and what
     was expected.
     """
-    given = _from_file(file) | _from_environment(environ or {}) | _from_sets(sets) | _from_flags(flags or {})
+    return finish(collect(flags, sets, environ, file), file, complete=complete)
+
+
+def collect(
+    flags: Mapping[str, Any] | None = None,
+    sets: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> dict[str, Given]:
+    """What was given for each dotted path, the strongest place alone, as it was given."""
+    return _from_file(file) | _from_environment(environ or {}) | _from_sets(sets) | _from_flags(flags or {})
+
+
+def finish(
+    given: dict[str, Given], file: Path | None = None, *, complete: bool = True
+) -> tuple[Recipe, dict[str, Origin]]:
+    """The recipe that `collect`ed values make; see `build`."""
     _name_the_method(given)
     recipe = _validate(given)
     registry.find(recipe.allocator, "allocator")

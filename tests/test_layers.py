@@ -19,8 +19,9 @@ LAYERS = tuple(
         "contract capture collect sharding",
         "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path "
         "fading training_state training adapters",
-        "evaluate registry fields yaml_text recipe settings manifest card export comparison checks verify inspection",
-        "job lockstep pipeline repeat",
+        "evaluate registry fields yaml_text recipe settings grid workers manifest runs "
+        "card export comparison checks verify inspection",
+        "job lockstep pipeline repeat sweep",
         "cli __main__",
     )
 )

@@ -109,7 +109,7 @@ def test_another_model_is_refused_before_any_work(call: Call, first: Path, tmp_p
 
 
 def test_local_files_that_are_not_here_are_asked_for_by_option(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, manifest = read(first / MANIFEST)
+    _, manifest = read(first / MANIFEST)
     monkeypatch.chdir(first)
     with pytest.raises(InputError, match="the local model source without its place") as model:
         recipe_of(manifest)

@@ -75,11 +75,7 @@ def _failure(found: "Repeat") -> DifferenceFound:
     """What differs, and what may explain it."""
     what = found.difference or f"the record differs: {next(iter(found.record))}"
     causes = [*found.settings, *found.environment]
+    hint = "versions, settings, device and threads are the same; were the files changed since?"
     if causes:
-        return DifferenceFound(
-            f"the run gave something else: {what}", hint=f"not the same as then: {', '.join(causes)}"
-        )
-    return DifferenceFound(
-        f"the run gave something else: {what}",
-        hint="versions, settings, device and threads are the same; were the files changed since?",
-    )
+        hint = f"not the same as then: {', '.join(causes)}"
+    return DifferenceFound(f"the run gave something else: {what}", hint=hint)

@@ -91,10 +91,10 @@ def report(failure: PrunekitError, *, as_json: bool, details: str = "") -> None:
         write(sys.stderr, f"{details}{_coloured('error:', 31)} {processes.speaker()}{failure.message}\n{hint}")
 
 
-def end_with(failure: PrunekitError) -> NoReturn:
+def end_with(failure: PrunekitError, code: int | None = None) -> NoReturn:
     """End with a failure's exit code where the result has been printed already: one line, and no second JSON object."""
     report(failure, as_json=False)
-    raise typer.Exit(failure.exit_code)
+    raise typer.Exit(failure.exit_code if code is None else code)
 
 
 def explain(error: BaseException, call: Call | None = None) -> PrunekitError:

@@ -255,6 +255,15 @@ From = Annotated[
     option(METHOD, "MANIFEST", "Repeat the run that left this prunekit.json, and compare what comes out.", "--from"),
 ]
 
+SweepOutput = Annotated[
+    Path | None, option(EXPORT, "OUT", "Folder of the sweep (default ./RECIPE-sweep).", "-o", "--output")
+]
+SweepForce = Annotated[bool, option(EXPORT, None, "Replace cells that are the result of another run.", "--force")]
+SweepRestart = Annotated[bool, option(EXPORT, None, "Run everything again, whatever is finished.", "--restart")]
+Jobs = Annotated[
+    int, option(COMPUTE, "N", "Cells that run at once, each in a process of its own (default 1).", "--jobs", min=1)
+]
+
 # what is shown
 Json = Annotated[bool, option(GENERAL, None, "Print one JSON object on standard output, errors too.", "--json")]
 Quiet = Annotated[bool, option(GENERAL, None, "Say nothing but errors.", "-q", "--quiet")]

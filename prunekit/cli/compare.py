@@ -1,0 +1,40 @@
+"""`prunekit compare`: finished runs in one table, from the manifests they left."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.command import Run, command
+from prunekit.cli.runs_table import tabled
+from prunekit.errors import InputError
+
+EXAMPLES = """
+prunekit compare sample-wanda-50 sample-shortgpt-25
+prunekit compare depth-sweep/*-20 --json
+"""
+Folders = Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that prunekit prune wrote.")]
+
+
+@command()
+def compare(run: Run, folders: Folders) -> None:
+    """Compare finished runs in one table, from the manifests that they left.
+
+    Nothing is computed. Perplexities are those that each run measured; a note says where they cannot be compared.
+    """
+    from prunekit import runs
+
+    found = runs.table(named(folders))
+    for note in found.notes:
+        run.screen.say(f"note: {note}")
+    run.screen.result(found.model_dump(mode="json"), tabled(found))
+
+
+def named(folders: list[Path]) -> dict[str, Path]:
+    """The folders by their names, or by their paths where names are shared; raises InputError for what is none."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder", hint="give folders that prunekit prune wrote")
+    names = [folder.resolve().name for folder in folders]
+    short = len(set(names)) == len(names)
+    return {name if short else str(folder): folder for name, folder in zip(names, folders, strict=True)}
