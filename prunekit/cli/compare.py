@@ -18,7 +18,7 @@ Folders = Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that
 
 @command()
 def compare(run: Run, folders: Folders) -> None:
-    """Compare finished runs in one table, from the manifests that they left.
+    """Compare finished runs, from the manifests that they left.
 
     Nothing is computed. Perplexities are those that each run measured; a note says where they cannot be compared.
     """

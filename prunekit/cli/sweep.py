@@ -31,7 +31,7 @@ def sweep(
     force: options.SweepForce = False,
     restart: options.SweepRestart = False,
 ) -> None:
-    """Run the grid that a recipe with lists stands for, and compare what comes out.
+    """Run the grid of a recipe with lists, and compare the results.
 
     Every cell is an ordinary model folder in OUT. The dense model is measured once. When it was interrupted, the
     same command goes on where it stopped. A cell that cannot be run is named, the others are run all the same, and
