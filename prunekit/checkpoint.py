@@ -43,9 +43,14 @@ class TensorInfo:
     file: str
 
     @property
+    def elements(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of data on disk."""
-        return math.prod(self.shape) * BITS.get(self.dtype, 8) // 8
+        return self.elements * BITS.get(self.dtype, 8) // 8
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,9 @@ def _expected(model: type[BaseModel], path: list[str]) -> str | None:
     schema = model.model_json_schema()
     shared, part = schema.get("$defs", {}), schema
     for name in path:
-        part = _resolve(part, shared).get("properties", {}).get(name)
-        if part is None:
+        whole = _resolve(part, shared)
+        part = whole.get("properties", {}).get(name) or whole.get("additionalProperties")
+        if not isinstance(part, dict):  # true: whatever one likes
             return None
     return _accepts(part, shared)
 
@@ -81,10 +82,10 @@ def _resolve(part: Mapping[str, Any], shared: Mapping[str, Any]) -> Mapping[str,
 
 def _accepts(part: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
     part = _resolve(part, shared)
-    if "anyOf" in part:
-        return " or ".join(_accepts(choice, shared) for choice in part["anyOf"] if choice.get("type") != "null")
     if "examples" in part:
         return f"a text such as {' or '.join(part['examples'])}"
+    if "anyOf" in part:
+        return " or ".join(_accepts(choice, shared) for choice in part["anyOf"] if choice.get("type") != "null")
     if "enum" in part or "const" in part:
         return _choice([str(value) for value in part.get("enum", [part.get("const")])])
     bounds = [f"{word} {part[key]:g}" for key, word in BOUNDS.items() if key in part]

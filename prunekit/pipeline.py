@@ -4,36 +4,41 @@ What takes long is done by the modules this one calls; what is printed is printe
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import Field
 
-from prunekit import processes, settings
-from prunekit.calibration import check_vocabulary, default_source
+from prunekit import processes
+from prunekit.assessment import size_of
 from prunekit.card import repeat_command, write_card
 from prunekit.checkpoint import Checkpoint
-from prunekit.compute import choose_device
 from prunekit.errors import InputError
-from prunekit.evaluate.perplexity import Perplexity, Protocol, Windows, cut, find_protocol, read_text
+from prunekit.evaluate.agreement import figure
+from prunekit.evaluate.gates import Measured, refuse_unmeasurable
+from prunekit.evaluate.perplexity import Perplexity
+from prunekit.evaluate.rows import Row, Verdict, compared
+from prunekit.evaluate.verdicts import judge
 from prunekit.export import export
 from prunekit.export import measure as count
-from prunekit.job import Job, load_tokenizer, open_model
+from prunekit.job import Job
 from prunekit.locate import locate, short_name
 from prunekit.lockstep import agreed_plan, together
-from prunekit.manifest import MANIFEST, Manifest
 from prunekit.model import PrunableModel
 from prunekit.plan import Frozen, PrunePlan
 from prunekit.progress import Progress, Silent
 from prunekit.recipe import Recipe
-from prunekit.skeleton import load_config
 from prunekit.sparsity import check_plan, mean_sparsity
 from prunekit.staging import Staging, check_target, write_atomically
-from prunekit.text_hub import NAMED
-from prunekit.texts import Text
 from prunekit.verify import Verification
+
+GATES_ELSEWHERE = {
+    "perplexity": "leave out --no-eval-quick, and give a text with --ppl",
+    "tasks": "prunekit eval OUT --baseline MODEL --tasks NAME measures it",
+    "kl": "prunekit eval OUT --baseline MODEL measures it",
+    "speed": "prunekit eval OUT --baseline MODEL --speed measures it",
+}
 
 
 class Outcome(Frozen):
@@ -56,6 +61,7 @@ class Outcome(Frozen):
     notes: list[str]
     seconds: float
     resumed_blocks: int = Field(description="Blocks taken over from an interrupted run.")
+    gates: tuple[Verdict, ...] = Field(default=(), description="What became of the recipe's limits.")
 
 
 def prune(
@@ -76,10 +82,11 @@ def prune(
     """
     target = output or default_output(recipe)
     _check_target(target, recipe, force)
+    refuse_gates(recipe, recipe.evaluation.quick)
     started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
     job.dense = dense
-    _ = job.windows  # a text for the perplexity that cannot be had is found out before anything long begins
+    refuse_gates(recipe, job.windows is not None)  # finds out, too, if its text cannot be had
     if source is not None:
         _refuse_other_files(source, job, "the manifest", "name the model it was made from: prunekit prune MODEL --from")
     folder = job.model.checkpoint.folder
@@ -113,9 +120,11 @@ def apply_plan(
         )
     target = output or default_output(recipe)
     _check_target(target, recipe, force)
+    refuse_gates(recipe, recipe.evaluation.quick)
     started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
     _refuse_other_files(plan.source, job, "the plan", f"prunekit plan {recipe.model} -m {recipe.method} -o plan.json")
+    refuse_gates(recipe, job.windows is not None)  # finds out, too, if its text cannot be had
     if job.method.needs.budget:
         check_plan(job.model, plan)
     plan = plan.model_copy(update={"recipe": recipe.model_dump(mode="json"), "ratio": planned_ratio(job.model, plan)})
@@ -128,76 +137,6 @@ def apply_plan(
 def recipe_of(plan: PrunePlan, model: str | None) -> Recipe:
     """The recipe that a plan carries, for its model where that is now."""
     return Recipe.model_validate(plan.recipe | ({"model": model} if model else {}))
-
-
-def evaluate(
-    models: Sequence[str],
-    *,
-    baseline: str | None = None,
-    sets: Sequence[str] = (),
-    protocol: str = "sparsegpt",
-    device: str = "auto",
-    dtype: str = "auto",
-    offload: str = "memory",
-    column: str | None = None,
-    windows: int | None = None,
-    offline: bool = False,
-    trust_remote_code: bool = False,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """One row per model, the baseline first: perplexity on every set, and its ratio to the baseline's.
-
-    All models and texts are found before the first is measured. The ratio is null where a model reads a text as other
-    tokens than the baseline does. With `offload` disk, hidden states wait in the system's folder for temporary files.
-    """
-    compute, cutting = settings.compute(device=device, dtype=dtype, offload=offload), find_protocol(protocol)
-    choose_device(compute.device)
-    progress = progress or Silent()
-    specs = list(dict.fromkeys([baseline, *models] if baseline else models))
-    folders = {spec: locate(spec, offline=offline) for spec in specs}
-    wanted = sets or [default_set(models[0], folders[models[0]])]
-    texts = [read_text(name, column=column, offline=offline, progress=progress) for name in wanted]
-    cuts = {spec: _cuts(spec, folders[spec], texts, cutting, windows, trust_remote_code) for spec in specs}
-    rows: list[dict[str, Any]] = []
-    with TemporaryDirectory(prefix="prunekit-", ignore_cleanup_errors=True) as place:
-        hidden = Path(place, "hidden") if compute.offload == "disk" else None
-        for spec in specs:
-            model, _ = open_model(str(folders[spec]), compute, offline, trust_remote_code)
-            found = [part.measure(model, progress, hidden).record() for part in cuts[spec]]
-            rows.append({"model": spec, "baseline": spec == baseline, "perplexity": found})
-    for row in rows if baseline else []:
-        _add_ratios(row, rows[0], cuts, progress)
-    return rows
-
-
-def _cuts(
-    spec: str, folder: Path, texts: Sequence[Text], protocol: Protocol, limit: int | None, trust_remote_code: bool
-) -> list[Windows]:
-    """The windows of every text for one model, of which no weight is read."""
-    checkpoint = Checkpoint.open(folder)
-    config = load_config(checkpoint, trust_remote_code)
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code)
-    if tokenizer is None:
-        raise InputError(f"{spec} has no tokenizer", hint="copy the tokenizer's files into the folder")
-    found = [cut(text, config, tokenizer, protocol, limit) for text in texts]
-    for part in found:
-        check_vocabulary(part.ids, config.get_text_config().vocab_size)
-    return found
-
-
-def _add_ratios(
-    row: dict[str, Any], baseline: dict[str, Any], cuts: Mapping[str, Sequence[Windows]], progress: Progress
-) -> None:
-    """How many times the baseline's each perplexity is; None where the two are not comparable."""
-    name, reference = row["model"], baseline["model"]
-    for number, (mine, dense) in enumerate(zip(row["perplexity"], baseline["perplexity"], strict=True)):
-        same = cuts[name][number].same_tokens(cuts[reference][number])
-        mine["ratio"] = _ratio(mine["value"], dense["value"]) if same else None
-        if not same:
-            progress.note(
-                f"{name} reads {mine['set']} as other tokens or windows than {reference}, "
-                "so their perplexities cannot be compared"
-            )
 
 
 def _check_target(target: Path, recipe: Recipe, force: bool) -> None:
@@ -259,7 +198,29 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> O
         notes=[*ctx.notes, *job.remarks],
         seconds=round(time.perf_counter() - started, 3),
         resumed_blocks=resumed,
+        gates=judged(job, staging.target, before, after),
     )
+
+
+def refuse_gates(recipe: Recipe, perplexity: bool) -> None:
+    """Raise UsageError for a gate that a run does not measure, before anything long begins."""
+    refuse_unmeasurable(recipe.gates, Measured(perplexity, True, False, (), False, GATES_ELSEWHERE))
+
+
+def judged(job: Job, target: Path, before: Perplexity | None, after: Perplexity | None) -> tuple[Verdict, ...]:
+    """What became of the recipe's gates: the result beside its source, as far as a run measures them."""
+    if not job.recipe.gates.named:
+        return ()
+    if job.windows is None:
+        found = ((), ())
+    else:
+        found = tuple((figure(job.windows, value.value),) if value else () for value in (before, after))
+    sizes = size_of(job.model.checkpoint), size_of(Checkpoint.open(target))
+    dense, row = (
+        Row(model=str(name), baseline=first, size=size, perplexity=part)
+        for name, first, size, part in zip((job.recipe.model, target), (True, False), sizes, found, strict=True)
+    )
+    return judge(job.recipe.gates, (dense, compared(row, dense)))
 
 
 def default_output(recipe: Recipe) -> Path:
@@ -271,13 +232,6 @@ def default_output(recipe: Recipe) -> Path:
     elif recipe.ratio is not None:
         parts.append(f"{recipe.ratio * 100:g}")
     return Path("-".join(parts))
-
-
-def default_set(spec: str, folder: Path) -> str:
-    """The set `prunekit eval` takes by default: the named one of the model's manifest, else by its name."""
-    if (folder / MANIFEST).is_file() and (known := Manifest.read(folder).perplexity):
-        return known["set"] if known["set"] in {"sample", *NAMED} else default_source(spec)
-    return default_source(spec)
 
 
 def compare_perplexity(
@@ -315,8 +269,3 @@ def _continuation(job: Job, verification: Verification | None) -> tuple[str, str
         return None
     said = verification.generated
     return str(job.tokenizer.decode(said.prompt)), str(job.tokenizer.decode(said.tokens))
-
-
-def _ratio(value: Any, dense: Any) -> float | None:
-    """How many times the baseline's; None when one of them is not a number."""
-    return value / dense if isinstance(value, float) and isinstance(dense, float) and dense else None

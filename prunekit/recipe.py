@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from prunekit import registry
 from prunekit.errors import UsageError
+from prunekit.evaluate.gates import Gates
 from prunekit.fields import fault, fields, nearest
 from prunekit.plan import Frozen, Pattern
 
@@ -103,6 +104,7 @@ class Recipe(Frozen):
     compute: ComputeRecipe = ComputeRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
     export: ExportRecipe = ExportRecipe()
+    gates: Gates = Gates()
     trust_remote_code: bool = Field(default=False, description="Whether code that comes with the model may run.")
     seed: int = Field(default=0, ge=0, description="Seed of the method's own random choices.")
 

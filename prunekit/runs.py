@@ -16,7 +16,7 @@ from prunekit.plan import Frozen
 from prunekit.recipe import FREE
 
 COLUMNS = ("model", "method", "allocator", "ratio", "pattern")  # settings that every table shows
-QUIET = ("evaluation.", "export.", "compute.")  # settings that change no weight
+QUIET = ("evaluation.", "export.", "compute.", "gates.")  # settings that change no weight
 INFINITE = float("inf")
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from prunekit import registry, yaml_text
 from prunekit.errors import RecipeError, UsageError
+from prunekit.evaluate.gates import Gates
 from prunekit.fields import fault, nearest, shorten
 from prunekit.recipe import FREE, ComputeRecipe, Recipe, leaves
 
@@ -40,6 +41,10 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # name of a command-line option -> wha
     "eval_quick": ("evaluation.quick",),
     "max_shard_size": ("export.max_shard_size",),
     "verify": ("export.verify",),
+    "max_ppl": ("gates.max_ppl",),
+    "max_ppl_increase": ("gates.max_ppl_increase",),
+    "max_size": ("gates.max_size",),
+    "max_params": ("gates.max_params",),
     "trust_remote_code": ("trust_remote_code",),
 }
 
@@ -235,7 +240,7 @@ def _validate(given: Mapping[str, Given]) -> Recipe:
         return Recipe.model_validate(_nest(given))
     except ValidationError as error:
         path, problem = fault(Recipe, error)
-        raise _refusal(path, problem, given.get(path)) from error
+        raise _refusal(path, problem, given.get(path) or given.get(path.rpartition(".")[0])) from error
 
 
 def _refusal(path: str, problem: str, source: Given | None) -> UsageError:
@@ -275,6 +280,16 @@ def compute(**flags: Any) -> ComputeRecipe:
     """Where a command without a recipe computes, from some of the options device, dtype and offload."""
     given = _from_flags({option: value for option, value in flags.items() if value is not None})
     return _validate({"method": Given(DEFAULT_BASE, "default", "method")} | given).compute
+
+
+def gates(flags: Mapping[str, Any]) -> Gates:
+    """The quality gates of a command without a recipe, from those of its options that are set."""
+    given = {
+        f"gates.{name}": Given(value, "flag", f"--{name.replace('_', '-')}")
+        for name, value in flags.items()
+        if name in Gates.model_fields and value not in (None, [])
+    }
+    return _validate({"method": Given(DEFAULT_BASE, "default", "method")} | given).gates
 
 
 def _refuse_foreign_trust(recipe: Recipe, given: Mapping[str, Given], name: str) -> None:

@@ -180,14 +180,14 @@ def _differing(job: Job, folder: Path) -> dict[str, str]:
     found, source = Manifest.read(folder), Source.of(job.recipe.model or "", job.model.checkpoint.folder, job.source)
     now = {
         "source": job.source,
-        "recipe": portable(job.recipe.model_dump(mode="json")) | {"model": source.spec},
+        "recipe": portable(job.recipe.model_dump(mode="json")) | {"model": source.spec, "gates": None},
         "calibration": job.calibration and job.calibration.sha256,
         "plug_ins": job.plug_ins(),
         "versions": Manifest.installed(),
     }
     then = {
         "source": found.source.files,
-        "recipe": found.recipe,
+        "recipe": found.recipe | {"gates": None},
         "calibration": found.calibration and found.calibration["sha256"],
         "plug_ins": found.plug_ins,
         "versions": found.versions,

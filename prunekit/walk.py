@@ -154,13 +154,26 @@ def logits(
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """Logits (batch, window, vocabulary) of token ids (n, window), in order, with one block in memory at a time."""
+    yield from passed(model, ids, batch_size=batch_size, offload=offload, progress=progress).logits()
+
+
+@torch.no_grad()
+def passed(
+    model: PrunableModel,
+    ids: Tensor,
+    *,
+    batch_size: int | None = None,
+    offload: Path | None = None,
+    progress: Progress | None = None,
+) -> Stream:
+    """Token ids (n, window) that have gone through all blocks; the stream gives their logits as often as is asked."""
     progress = progress or Silent()
     stream = Stream(model, split(ids, batch_size or default_batch_size(ids.shape[1])), offload)
     for block in model.kept:
         with model.block(block.index) as module:
             stream.advance(module, block)
         progress.step(block.path)
-    yield from stream.logits()
+    return stream
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from prunekit import pipeline, settings
+from prunekit import assessment, pipeline, settings
 from prunekit.plan import PrunePlan, RemoveBlock
 from prunekit.recipe import Recipe
 
@@ -162,8 +162,8 @@ class Study:
         return settings.build(flags, [f"options.{key}={json.dumps(value)}" for key, value in options.items()])[0]
 
     def _measure(self, model: str) -> list[float]:
-        row = pipeline.evaluate([model], sets=self.texts, windows=self.given.windows, offline=True)[0]
-        return [float(found["value"]) for found in row["perplexity"]]
+        done = assessment.evaluate([model], sets=self.texts, windows=self.given.windows, offline=True)
+        return [float(found.value) for found in done.models[0].perplexity]
 
     def tables(self) -> str:
         """One Markdown table per text: arms down, ratios across."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit import processes
-from prunekit.cli import outcome
+from prunekit.cli import outcome, verdicts
 from prunekit.cli.command import Run
 from prunekit.cli.failures import end_with
 from prunekit.cli.models import read_model
@@ -50,6 +50,7 @@ def prune(run: Run, place: Path, model: str | None, output: Path | None, *, forc
     _show(run, done, found, recipe)
     if not found.equal:
         end_with(_failure(found))
+    verdicts.report(run, done.gates)
 
 
 def _show(run: Run, done: "Outcome", found: "Repeat", recipe: "Recipe") -> None:

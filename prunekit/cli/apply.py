@@ -23,7 +23,7 @@ PlanFile = Annotated[
 ]
 
 
-@command(options.WALKING, options.MEASURING, options.WRITING, shared_work=True)
+@command(options.WALKING, options.MEASURING, options.LIMITS, options.JUDGING, options.WRITING, shared_work=True)
 def apply(
     run: Run,
     plan: PlanFile,
@@ -58,7 +58,7 @@ def apply(
         offline=run.offline,
     )
     run.screen.done()
-    outcome.show(run.screen, done, source or str(made.recipe.get("model")))
+    outcome.show(run, done, source or str(made.recipe.get("model")))
 
 
 def read_plan(name: str) -> "PrunePlan":

@@ -16,7 +16,7 @@ import typer
 
 from prunekit import processes
 from prunekit.cli.screen import to_json, write
-from prunekit.errors import InputError, PrunekitError, ResourceError, UsageError
+from prunekit.errors import GateFailure, InputError, PrunekitError, ResourceError, UsageError
 
 LESS_MEMORY = ("--batch-size 1", "--offload disk", "--mode streaming", "--no-sparsity")
 LESS_DEVICE_MEMORY = ("--batch-size 1", "--device cpu")
@@ -77,7 +77,8 @@ def reported(arguments: Sequence[str], commands: Mapping[str, Collection[str]]) 
     except BaseException as error:
         failure = explain(error, Call(arguments, commands.get("".join(arguments[:1]), ())))
         debug = _asked("--debug", arguments) and failure.exit_code == PrunekitError.exit_code
-        as_json = _asked("--json", arguments) and processes.is_first()
+        answered = isinstance(failure, GateFailure)  # the result is out, and names the gates
+        as_json = _asked("--json", arguments) and processes.is_first() and not answered
         report(failure, as_json=as_json, details=_traceback(error) if debug else "")
         sys.exit(failure.exit_code)
 

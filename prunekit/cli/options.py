@@ -11,8 +11,9 @@ import typer
 
 METHOD, CALIBRATION, COMPUTE = "Method", "Calibration", "Compute"
 EVALUATION, EXPORT, VERIFYING = "Evaluation", "Export", "Verification"
+GATES = "Gates"
 SHOWING, GENERAL = "What is shown", "General"
-PANELS = ("Arguments", METHOD, CALIBRATION, COMPUTE, EVALUATION, EXPORT, VERIFYING, SHOWING, GENERAL)
+PANELS = ("Arguments", METHOD, CALIBRATION, COMPUTE, EVALUATION, GATES, EXPORT, VERIFYING, SHOWING, GENERAL)
 
 
 def option(panel: str, metavar: str | None, text: str, *names: str, **more: Any) -> Any:
@@ -220,6 +221,33 @@ PplColumn = Annotated[
 Windows = Annotated[int | None, option(EVALUATION, "N", "Windows of text at most (default all).", "--windows", min=1)]
 Baseline = Annotated[str | None, option(EVALUATION, "MODEL", "Model that the others are compared with.", "--baseline")]
 
+# limits that the result must keep
+MaxPpl = Annotated[str | None, option(GATES, "X", "Largest perplexity on any text.", "--max-ppl")]
+MaxPplIncrease = Annotated[
+    str | None,
+    option(GATES, "P%", "Largest increase of perplexity over the dense model's, such as 15%.", "--max-ppl-increase"),
+]
+MinAcc = Annotated[
+    list[str] | None,
+    option(
+        GATES, "TASK=A", "Smallest accuracy of a task, or of one metric: piqa/acc_norm=0.6; repeatable.", "--min-acc"
+    ),
+]
+MaxAccDrop = Annotated[
+    str | None,
+    option(GATES, "Dpt", "Largest loss of accuracy on any task, in points, such as 2pt.", "--max-acc-drop"),
+]
+MaxKl = Annotated[
+    str | None, option(GATES, "X", "Largest KL divergence from the dense model, in nats per token.", "--max-kl")
+]
+MinSpeedup = Annotated[
+    str | None,
+    option(GATES, "X", "Smallest speed of prefill and decoding, in multiples of the dense model's.", "--min-speedup"),
+]
+MaxSize = Annotated[str | None, option(GATES, "SIZE", "Largest size of the weight files, such as 9GB.", "--max-size")]
+MaxParams = Annotated[str | None, option(GATES, "N", "Largest number of parameters, such as 5B.", "--max-params")]
+ExitZero = Annotated[bool, option(GATES, None, "Report gates that failed, and end with 0 all the same.", "--exit-zero")]
+
 # what is written
 Output = Annotated[
     Path | None, option(EXPORT, "OUT", "Folder to write (default ./MODEL-METHOD-PERCENT).", "-o", "--output")
@@ -305,5 +333,18 @@ MEASURING: Group = {
     "eval_windows": (EvalWindows, None),
     "eval_quick": (EvalQuick, None),
 }
+LIMITS: Group = {  # on what every run counts
+    "max_ppl": (MaxPpl, None),
+    "max_ppl_increase": (MaxPplIncrease, None),
+    "max_size": (MaxSize, None),
+    "max_params": (MaxParams, None),
+}
+EVALUATION_LIMITS: Group = {
+    "min_acc": (MinAcc, None),
+    "max_acc_drop": (MaxAccDrop, None),
+    "max_kl": (MaxKl, None),
+    "min_speedup": (MinSpeedup, None),
+}
+JUDGING: Group = {"exit_zero": (ExitZero, False)}
 WRITING: Group = {"max_shard_size": (MaxShardSize, None), "verify": (Verify, None)}
 REPLACING: Group = {"force": (Force, False), "restart": (Restart, False)}

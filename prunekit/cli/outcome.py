@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from prunekit.cli import verdicts
+from prunekit.cli.command import Run
 from prunekit.cli.progress import duration
-from prunekit.cli.screen import Screen, facts
+from prunekit.cli.screen import facts
 
 if TYPE_CHECKING:
     from prunekit.pipeline import Outcome
@@ -11,11 +13,16 @@ if TYPE_CHECKING:
 SAME_SIZE = "note: zeroed weights stay in dense files: file size, memory and speed will not change"
 
 
-def show(screen: Screen, outcome: "Outcome", model: str) -> None:
-    """A summary for people on standard error, and the output path or the whole outcome on standard output."""
+def show(run: Run, outcome: "Outcome", model: str) -> None:
+    """A summary for people on standard error, and the output path or the whole outcome on standard output.
+
+    Raises GateFailure, once that is out, when a gate failed.
+    """
+    screen = run.screen
     if not screen.quiet:
         screen.show(facts(summary(outcome, model)))
     screen.result(outcome.model_dump(mode="json"), outcome.output)
+    verdicts.report(run, outcome.gates)
 
 
 def summary(outcome: "Outcome", model: str) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ prunekit plan sample -m wanda -r 0.5 -q | prunekit apply - -o pruned
 """
 
 
-@command(options.PLANNING, options.MEASURING, options.WRITING, shared_work=True)
+@command(options.PLANNING, options.MEASURING, options.LIMITS, options.WRITING, shared_work=True)
 def plan(
     run: Run,
     model: options.Model = None,

@@ -8,12 +8,13 @@ EXAMPLES = """
 prunekit prune sample -m wanda -r 0.5
 prunekit prune Qwen/Qwen3-0.6B -m sparsegpt --pattern 2:4 --calib c4 -o Qwen3-0.6B-2-4
 prunekit prune Qwen/Qwen3-0.6B --recipe recipes/wanda-50.yaml --ratio 0.6
-prunekit prune sample -m wanda -r 0.5 -q | prunekit eval - --json
+prunekit prune sample -m wanda -r 0.5 --max-ppl-increase 60%
+prunekit prune sample -m wanda -r 0.5 -q | prunekit eval - --baseline sample --json
 prunekit prune --from sample-wanda-50/prunekit.json
 """
 
 
-@command(options.PLANNING, options.MEASURING, options.WRITING, shared_work=True)
+@command(options.PLANNING, options.MEASURING, options.LIMITS, options.JUDGING, options.WRITING, shared_work=True)
 def prune(
     run: Run,
     model: options.Model = None,
@@ -43,4 +44,4 @@ def prune(
         recipe, output, progress=run.screen.progress(), force=force, restart=restart, offline=run.offline
     )
     run.screen.done()
-    outcome.show(run.screen, done, str(recipe.model))
+    outcome.show(run, done, str(recipe.model))

@@ -21,7 +21,7 @@ Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipes to ch
 app = typer.Typer(help="Show, check and begin recipes.", rich_markup_mode=None)
 
 
-@command(options.PLANNING, options.MEASURING, options.WRITING)
+@command(options.PLANNING, options.MEASURING, options.LIMITS, options.WRITING)
 def show(run: Run, file: File = None) -> None:
     """Show every setting of a run with its value and where that comes from.
 

@@ -21,7 +21,7 @@ PLANNING = {name: entry for name, entry in options.PLANNING.items() if name != "
 File = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe in which settings are lists of values to try.")]
 
 
-@command(PLANNING, options.MEASURING, options.WRITING)
+@command(PLANNING, options.MEASURING, options.LIMITS, options.WRITING)
 def sweep(
     run: Run,
     file: File,

@@ -6,6 +6,7 @@ The text is joined and tokenised once and cut into floor(N / w) windows of w tok
 rest is dropped. Every window starts without context: its first token is given, not predicted.
 """
 
+import hashlib
 import math
 import shutil
 from dataclasses import asdict, dataclass
@@ -89,6 +90,11 @@ class Windows:
     split: str
     protocol: str
     join: str
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the token ids and of the way they are cut."""
+        return hashlib.sha256(f"{tuple(self.ids.shape)}\n".encode() + self.ids.numpy().tobytes()).hexdigest()
 
     def same_tokens(self, other: "Windows") -> bool:
         """Whether perplexities on both are comparable: they are on the same tokens, cut in the same way."""

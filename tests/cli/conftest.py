@@ -27,6 +27,7 @@ OUTCOME: dict[str, Any] = {
     "notes": [],
     "seconds": 75.0,
     "resumed_blocks": 3,
+    "gates": [],
 }
 
 

@@ -3,26 +3,49 @@ from typing import Any
 
 import pytest
 
+from prunekit.evaluate.gates import Gates
+from prunekit.evaluate.rows import Count, Evaluation, Perplexity, Row, Size
+from prunekit.evaluate.verdicts import judge
+
 from .conftest import Run
 
-FOUND = {"set": "sample", "protocol": "sparsegpt", "window": 512, "windows": 4, "tokens": 2044, "value": 8.0}
-ROWS = [
-    {"model": "dense", "baseline": True, "perplexity": [{**FOUND, "ratio": 1.0}]},
-    {"model": "pruned", "baseline": False, "perplexity": [{**FOUND, "value": 10.0, "ratio": 1.25}]},
-]
+SIZE = Size(parameters=Count(value=2000), stored_bytes=Count(value=8000))
+FOUND = Perplexity(
+    value=8.0,
+    set="sample",
+    revision=None,
+    split="held-out",
+    protocol="sparsegpt",
+    join="",
+    window=512,
+    windows=4,
+    tokens=2044,
+    sha256="0",
+)
+
+
+def row(name: str, baseline: bool = False, **changes: Any) -> Row:
+    return Row(
+        model=name, baseline=baseline, size=SIZE, perplexity=(FOUND.model_copy(update={"ratio": 1.0, **changes}),)
+    )
+
+
+DENSE, PRUNED = row("dense", baseline=True), row("pruned", value=10.0, ratio=1.25, kl=0.125, agreement=0.75)
 
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    from prunekit import pipeline
+    """Let `eval` find the rows above at once, or those under `models`; holds what it was called with."""
+    from prunekit import assessment
 
     calls: dict[str, Any] = {}
 
-    def evaluate(models: list[str], **more: Any) -> list[dict[str, Any]]:
+    def evaluate(models: list[str], **more: Any) -> Evaluation:
+        found = calls.pop("rows", (DENSE, PRUNED) if more["baseline"] else (row(models[0], ratio=None),))
         calls.update(models=list(models), **more)
-        return ROWS if more["baseline"] else [{"model": models[0], "baseline": False, "perplexity": [FOUND]}]
+        return Evaluation(models=found, gates=judge(more["gates"], found))
 
-    monkeypatch.setattr(pipeline, "evaluate", evaluate)
+    monkeypatch.setattr(assessment, "evaluate", evaluate)
     return calls
 
 
@@ -31,15 +54,21 @@ def test_the_table_is_the_result_and_states_what_a_perplexity_depends_on(run: Ru
     lines = [line.split() for line in result.stdout.splitlines()]
 
     assert result.exit_code == 0, result.stderr
-    assert lines[0] == ["model", "text", "protocol", "windows", "perplexity", "to", "baseline"]
-    assert lines[-1] == ["pruned", "sample", "sparsegpt", "4", "x", "512", "10.00", "+25.0", "%"]
+    heads = ["model", "text", "protocol", "windows", "perplexity", "to", "baseline", "KL", "same", "choice"]
+    assert lines[0] == heads
+    assert lines[3] == ["pruned", "sample", "sparsegpt", "4", "x", "512", "10.00", "+25.0", "%", "0.1250", "75.0", "%"]
+    assert lines[-1][:2] == ["pruned", "2,000"]
     assert result.stderr == ""
 
 
 def test_json_is_one_object(run: Run, called: dict[str, Any]) -> None:
     result = run("eval", "pruned", "--baseline", "dense", "--json")
 
-    assert json.loads(result.stdout) == {"schema_version": 1, "models": ROWS}
+    expected = {"schema_version": 1, "models": [DENSE, PRUNED], "gates": []}
+    assert json.loads(result.stdout) == json.loads(
+        json.dumps(expected, default=lambda row: row.model_dump(mode="json"))
+    )
+    assert result.stdout.count("\n") == 1
 
 
 def test_without_a_baseline_nothing_is_compared(run: Run, called: dict[str, Any]) -> None:
@@ -63,6 +92,7 @@ def test_options_reach_the_pipeline(run: Run, called: dict[str, Any]) -> None:
         "offload": "disk",
         "column": "body",
         "windows": 3,
+        "gates": Gates(),
         "offline": True,
         "trust_remote_code": True,
     }
@@ -91,19 +121,81 @@ def test_standard_input_is_a_model_or_a_text(run: Run, called: dict[str, Any]) -
     assert run("eval", "model", "--ppl", "-").exit_code == 0
 
 
-def test_what_cannot_be_compared_is_a_dash(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit import pipeline
-
-    row = {"model": "other", "baseline": False, "perplexity": [{**FOUND, "ratio": None}]}
-    monkeypatch.setattr(pipeline, "evaluate", lambda *_, **__: [ROWS[0], row])
-    assert run("eval", "other", "--baseline", "dense").stdout.splitlines()[-1].split()[-1] == "-"
+def test_what_cannot_be_compared_is_a_dash(run: Run, called: dict[str, Any]) -> None:
+    called["rows"] = (DENSE, row("other", ratio=None))
+    shown = run("eval", "other", "--baseline", "dense").stdout.splitlines()[3]
+    assert shown.split()[-4:] == ["8.00", "-", "-", "-"]
 
 
-def test_values_that_are_no_numbers_are_shown_as_they_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit import pipeline
+def test_values_that_are_no_numbers_are_shown_as_they_are(run: Run, called: dict[str, Any]) -> None:
+    called["rows"] = (DENSE, row("m", value="nan", ratio=None, kl="nan", agreement=0.0))
+    shown = run("eval", "m", "--baseline", "dense").stdout.splitlines()[3]
+    assert shown.split()[-5:] == ["nan", "-", "nan", "0.0", "%"]
 
-    found = {**FOUND, "value": "nan", "ratio": None}
-    monkeypatch.setattr(
-        pipeline, "evaluate", lambda *_, **__: [{"model": "m", "baseline": False, "perplexity": [found]}]
-    )
-    assert run("eval", "m").stdout.splitlines()[-1].split()[-2:] == ["nan", "-"]
+
+GATES = ("--max-ppl", "9", "--max-ppl-increase", "10%", "--max-kl", "0.2", "--max-size", "9KB", "--max-params", "1K")
+
+
+def test_every_gate_that_failed_is_named_behind_the_result_and_the_exit_code_is_1(
+    run: Run, called: dict[str, Any]
+) -> None:
+    result = run("eval", "pruned", "--baseline", "dense", *GATES, "-q")
+
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[3].startswith("pruned"), "the result is out all the same"
+    assert result.stderr.splitlines() == [
+        "error: 3 of 5 gates failed",
+        "  gate max_ppl failed for pruned: the perplexity on sample is 10.00; at most 9 is allowed",
+        "  gate max_ppl_increase failed for pruned: the perplexity on sample is 25.00 % above the dense model's; "
+        "at most 10% is allowed",
+        "  gate max_params failed for pruned: there are 2,000 parameters; at most 1K is allowed",
+        "hint: --exit-zero reports it and ends with 0",
+    ]
+
+
+def test_with_json_the_verdicts_are_in_the_one_object(run: Run, called: dict[str, Any]) -> None:
+    result = run("eval", "pruned", "--baseline", "dense", *GATES, "--json", "-q")
+
+    assert result.exit_code == 1
+    verdicts = json.loads(result.stdout)["gates"]
+    assert [verdict["gate"] for verdict in verdicts if not verdict["passed"]] == [
+        "max_ppl",
+        "max_ppl_increase",
+        "max_params",
+    ]
+    assert result.stderr.startswith("error: 3 of 5 gates failed")
+
+
+def test_exit_zero_says_the_same_and_ends_with_0(run: Run, called: dict[str, Any]) -> None:
+    result = run("eval", "pruned", "--baseline", "dense", *GATES, "--exit-zero")
+
+    assert result.exit_code == 0
+    assert result.stderr.startswith("note: 3 of 5 gates failed\n  gate max_ppl failed for pruned")
+
+
+def test_gates_that_were_kept_are_counted(run: Run, called: dict[str, Any]) -> None:
+    result = run("eval", "pruned", "--baseline", "dense", "--max-ppl", "11", "--max-size", "8KB")
+    assert (result.exit_code, result.stderr) == (0, "gates: 2 of 2 kept\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--max-ppl-increase", "15"), "--max-ppl-increase is 15; expected a text such as 15%"),
+        (("--max-ppl", "inf"), "--max-ppl is inf; expected a number above 0"),
+        (("--max-acc-drop", "2"), "--max-acc-drop is 2; expected a text such as 2pt"),
+        (("--max-size", "9"), "--max-size is 9; expected a text such as 500MB or 9GB"),
+        (("--max-params", "many"), "--max-params is many; expected a text such as 350M or 5B"),
+        (("--min-acc", "piqa"), "is not task=accuracy"),
+        (("--min-acc", "piqa=60"), "--min-acc"),
+        (("--min-speedup", "0"), "--min-speedup is 0; expected a number above 0"),
+        (("--max-kl", "-1"), "--max-kl is -1; expected a number of at least 0"),
+    ],
+)
+def test_a_limit_that_is_none_is_a_usage_error(
+    run: Run, called: dict[str, Any], words: tuple[str, ...], said: str
+) -> None:
+    result = run("eval", "m", *words)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert called == {}

@@ -15,7 +15,7 @@ import typer
 from prunekit import token_cache
 from prunekit.cli.app import app, known_options
 from prunekit.cli.failures import Call, Terminated, explain
-from prunekit.errors import GateFailure, PrunekitError, ResourceError
+from prunekit.errors import PrunekitError, ResourceError
 
 from .conftest import Run
 
@@ -43,7 +43,6 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (GateFailure("too high"), 1, "too high"),
         (MemoryError(), 5, "out of memory"),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 5, "out of memory: CUDA"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 5, "out of memory"),

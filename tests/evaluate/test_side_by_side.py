@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunekit import pipeline
+from prunekit import assessment, pipeline
 from prunekit.errors import InputError, UsageError
 from prunekit.evaluate import perplexity
 from prunekit.progress import Silent
@@ -53,12 +53,13 @@ def test_a_ratio_is_null_where_the_tokens_differ(tiny_llama: Model, text: str) -
     one, other, same = (str(tiny_llama(name=name)) for name in ("one", "other", "same"))
     other_tokenizer(Path(other))
     heard = Notes()
-    rows = pipeline.evaluate([other, same], baseline=one, sets=[text], windows=2, progress=heard)
-    dense, differing, equal = (row["perplexity"][0] for row in rows)
+    done = assessment.evaluate([other, same], baseline=one, sets=[text], windows=2, progress=heard)
+    dense, differing, equal = (row.perplexity[0] for row in done.models)
 
-    assert dense["windows"] == differing["windows"] == 2, "their number alone does not tell"
-    assert (dense["ratio"], differing["ratio"]) == (1.0, None)
-    assert equal["ratio"] == 1.0
+    assert dense.windows == differing.windows == 2, "their number alone does not tell"
+    assert (dense.ratio, differing.ratio) == (1.0, None)
+    assert (differing.kl, differing.agreement) == (None, None)
+    assert equal.ratio == 1.0
     assert len(heard.notes) == 1 and heard.notes[0].startswith(f"{other} reads {text} as other tokens or windows")
 
 
@@ -77,7 +78,7 @@ def test_everything_is_found_before_the_first_is_measured(missing: str, tiny_lla
         more[missing] = "foo"
     heard = Notes()
     with pytest.raises((InputError, UsageError)):
-        pipeline.evaluate([str(one), str(other)], sets=sets, progress=heard, **more)
+        assessment.evaluate([str(one), str(other)], sets=sets, progress=heard, **more)
     assert heard.stages == []
 
 
@@ -92,8 +93,8 @@ def test_hidden_states_can_wait_on_disk_and_nothing_stays_there(
         perplexity.walk, "logits", lambda *all, **more: used.append(more["offload"]) or logits(*all, **more)
     )
     model = str(tiny_llama())
-    on_disk = pipeline.evaluate([model], sets=[text], windows=2, offload="disk")
-    assert on_disk == pipeline.evaluate([model], sets=[text], windows=2)
+    on_disk = assessment.evaluate([model], sets=[text], windows=2, offload="disk")
+    assert on_disk == assessment.evaluate([model], sets=[text], windows=2)
     assert used[0].is_relative_to(tmp_path / "temporary") and used[1] is None
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -104,10 +105,10 @@ def test_the_column_of_a_table_can_be_named(tiny_llama: Model, tmp_path: Path) -
     lines = [json.dumps({"title": "a", "body": TEXT * 10}) for _ in range(3)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     model, table = str(tiny_llama()), str(tmp_path / "a.jsonl")
-    (row,) = pipeline.evaluate([model], sets=[table], windows=1, column="body")
-    assert row["perplexity"][0]["value"] > 1
+    (row,) = assessment.evaluate([model], sets=[table], windows=1, column="body").models
+    assert float(row.perplexity[0].value) > 1
     with pytest.raises(InputError, match="several columns of text"):
-        pipeline.evaluate([model], sets=[table])
+        assessment.evaluate([model], sets=[table])
 
 
 def test_a_run_measures_before_and_after_with_hidden_states_where_it_was_told_to(
