@@ -149,7 +149,7 @@ def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[
         "no other language, no safety. Pruning can change any of them. The source model's limits remain.",
         *_sample(sample),
         "## Repeat",
-        _indented(command),
+        indented(command),
         "Local files are named without their folders." if manifest.source.kind == "folder" else "",
         "With " + ", ".join(" ".join(pair) for pair in sorted(manifest.versions.items())) + ".",
     ]
@@ -217,9 +217,9 @@ def _sample(sample: tuple[str, str] | None) -> list[str]:
     return [
         "## Sample",
         "From the prompt",
-        _indented(prompt),
+        indented(prompt),
         "it goes on, greedily, with",
-        _indented(answer),
+        indented(answer),
     ]
 
 
@@ -231,7 +231,7 @@ def code(text: str) -> str:
     return f"{ticks}{pad}{line}{pad}{ticks}"
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
     """A code block; indentation holds whatever the text contains."""
     shown = "".join(letter if letter.isprintable() or letter == "\n" else UNPRINTABLE for letter in text)
     return "\n".join(f"    {line}" for line in (shown.strip("\n") or " ").split("\n"))

@@ -21,7 +21,7 @@ LAYERS = tuple(
         "fading training_state training adapters",
         "evaluate registry fields yaml_text recipe settings grid workers manifest runs "
         "card export comparison checks verify inspection",
-        "job lockstep assessment pipeline repeat sweep",
+        "job lockstep assessment pipeline repeat sweep report",
         "cli __main__",
     )
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit import processes
-from prunekit.cli import outcome, verdicts
+from prunekit.cli import outcome, reporting, verdicts
 from prunekit.cli.command import Run
 from prunekit.cli.failures import end_with
 from prunekit.cli.models import read_model
@@ -27,6 +27,7 @@ def prune(run: Run, place: Path, model: str | None, output: Path | None, *, forc
     """Repeat the run of a manifest; ends with 1 when other weights come out."""
     if run.values["recipe"] is not None:
         raise UsageError("--from and --recipe both say what to do", hint="leave --recipe out")
+    reporting.check(run)
     from prunekit import lockstep, repeat, settings
 
     folder, manifest = repeat.read(place)
@@ -47,6 +48,7 @@ def prune(run: Run, place: Path, model: str | None, output: Path | None, *, forc
         offline=run.offline,
     )
     run.screen.done()
+    reporting.of_run(run, done, recipe)
     _show(run, done, found, recipe)
     if not found.equal:
         end_with(_failure(found))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit import processes
-from prunekit.cli import options, outcome
+from prunekit.cli import options, outcome, reporting
 from prunekit.cli.command import Run, command
 from prunekit.cli.models import read_model, read_stdin
 from prunekit.errors import UsageError
@@ -23,7 +23,15 @@ PlanFile = Annotated[
 ]
 
 
-@command(options.WALKING, options.MEASURING, options.LIMITS, options.JUDGING, options.WRITING, shared_work=True)
+@command(
+    options.WALKING,
+    options.MEASURING,
+    options.LIMITS,
+    options.JUDGING,
+    options.WRITING,
+    options.REPORTING,
+    shared_work=True,
+)
 def apply(
     run: Run,
     plan: PlanFile,
@@ -58,6 +66,7 @@ def apply(
         offline=run.offline,
     )
     run.screen.done()
+    reporting.of_run(run, done, pipeline.recipe_of(made, source))
     outcome.show(run, done, source or str(made.recipe.get("model")))
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from prunekit.cli import options, reporting
 from prunekit.cli.command import Run, command
 from prunekit.cli.runs_table import tabled
 from prunekit.errors import InputError
@@ -16,17 +17,22 @@ prunekit compare depth-sweep/*-20 --json
 Folders = Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that prunekit prune wrote.")]
 
 
-@command()
+@command(options.REPORTING)
 def compare(run: Run, folders: Folders) -> None:
     """Compare finished runs, from the manifests that they left.
 
     Nothing is computed. Perplexities are those that each run measured; a note says where they cannot be compared.
     """
+    reporting.check(run)
     from prunekit import runs
 
     found = runs.table(named(folders))
     for note in found.notes:
         run.screen.say(f"note: {note}")
+    if run.values["report"]:
+        from prunekit.report.of_runs import report_of_runs
+
+        reporting.write(run, report_of_runs(found, reporting.typed()), found.model_dump(mode="json"))
     run.screen.result(found.model_dump(mode="json"), tabled(found))
 
 

@@ -292,6 +292,10 @@ Jobs = Annotated[
     int, option(COMPUTE, "N", "Cells that run at once, each in a process of its own (default 1).", "--jobs", min=1)
 ]
 
+ReportFile = Annotated[
+    Path | None, option(EXPORT, "FILE", "Also write a report: FILE.html, FILE.md or FILE.json.", "--report")
+]
+
 # what is shown
 Json = Annotated[bool, option(GENERAL, None, "Print one JSON object on standard output, errors too.", "--json")]
 Quiet = Annotated[bool, option(GENERAL, None, "Say nothing but errors.", "-q", "--quiet")]
@@ -348,3 +352,4 @@ EVALUATION_LIMITS: Group = {
 JUDGING: Group = {"exit_zero": (ExitZero, False)}
 WRITING: Group = {"max_shard_size": (MaxShardSize, None), "verify": (Verify, None)}
 REPLACING: Group = {"force": (Force, False), "restart": (Restart, False)}
+REPORTING: Group = {"report": (ReportFile, None)}

@@ -1,7 +1,7 @@
 """`prunekit prune`: from a model to a pruned, verified and measured model folder."""
 
 from prunekit import processes
-from prunekit.cli import again, options, outcome
+from prunekit.cli import again, options, outcome, reporting
 from prunekit.cli.command import Run, command
 
 EXAMPLES = """
@@ -14,7 +14,15 @@ prunekit prune --from sample-wanda-50/prunekit.json
 """
 
 
-@command(options.PLANNING, options.MEASURING, options.LIMITS, options.JUDGING, options.WRITING, shared_work=True)
+@command(
+    options.PLANNING,
+    options.MEASURING,
+    options.LIMITS,
+    options.JUDGING,
+    options.WRITING,
+    options.REPORTING,
+    shared_work=True,
+)
 def prune(
     run: Run,
     model: options.Model = None,
@@ -31,6 +39,7 @@ def prune(
     if manifest is not None:
         again.prune(run, manifest, model, output, force=force, restart=restart)
         return
+    reporting.check(run)
     recipe = run.recipe(model)
     from prunekit import lockstep, pipeline
     from prunekit import recipe as recipes
@@ -44,4 +53,5 @@ def prune(
         recipe, output, progress=run.screen.progress(), force=force, restart=restart, offline=run.offline
     )
     run.screen.done()
+    reporting.of_run(run, done, recipe)
     outcome.show(run, done, str(recipe.model))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli import options
+from prunekit.cli import options, reporting
 from prunekit.cli.command import Run, command
 from prunekit.cli.failures import end_with
 from prunekit.cli.models import read_model
@@ -21,7 +21,7 @@ PLANNING = {name: entry for name, entry in options.PLANNING.items() if name != "
 File = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe in which settings are lists of values to try.")]
 
 
-@command(PLANNING, options.MEASURING, options.LIMITS, options.WRITING)
+@command(PLANNING, options.MEASURING, options.LIMITS, options.WRITING, options.REPORTING)
 def sweep(
     run: Run,
     file: File,
@@ -37,6 +37,7 @@ def sweep(
     same command goes on where it stopped. A cell that cannot be run is named, the others are run all the same, and
     the command ends with that cell's exit code.
     """
+    reporting.check(run)
     from prunekit import settings, sweep
     from prunekit.grid import expand
 
@@ -51,6 +52,10 @@ def sweep(
     run.screen.done()
     for note in done.table.notes:
         run.screen.say(f"note: {note}")
+    if run.values["report"]:
+        from prunekit.report.of_runs import of_sweep
+
+        reporting.write(run, of_sweep(done, reporting.typed()), done.model_dump(mode="json"))
     run.screen.result(done.model_dump(mode="json"), *([tabled(done.table)] if done.table.runs else []))
     if done.failed:
         first, more = done.failed[0], len(done.failed) - 1
