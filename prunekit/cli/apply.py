@@ -45,6 +45,7 @@ def apply(
     MODEL says where the plan's model is now, if it has moved. Options that are given win over the plan's.
     Code that comes with the model runs only with --trust-remote-code, whatever the plan says.
     """
+    reporting.check(run)
     if plan == model == "-":
         raise UsageError("PLAN and MODEL cannot both be read from standard input", hint="give one a path")
     made = _overridden(read_plan(plan), run)

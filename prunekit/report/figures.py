@@ -43,6 +43,8 @@ def _per_block(title: str, values: Sequence[float], labels: Sequence[int], gone:
     smallest = min(zip(values, labels, strict=True), default=(0, 0))
     largest = max(zip(values, labels, strict=True), default=(0, 0))
     summary = f"From {smallest[0]:.4g} in block {smallest[1]} to {largest[0]:.4g} in block {largest[1]}."
+    if smallest[0] == largest[0]:
+        summary = f"{largest[0]:.4g} in every block."
     if gone:
         summary += f" Hatched and crossed: {plural(len(gone), 'block')} that went, {', '.join(map(str, gone))}."
     rows = [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.card import repeat_command
 from prunekit.evaluate.rows import Verdict
 from prunekit.manifest import Manifest
+from prunekit.recipe import Recipe
 from prunekit.report.content import Passage, Report, Section, Table
 from prunekit.report.figures import of_blocks
 from prunekit.report.words import change, listed, megabytes, number, percent, plural
@@ -83,7 +84,7 @@ def _result(manifest: Manifest, source: Path, folder: Path) -> Table:
     if result.zeros:
         rows.append(["zeros in the blocks' weights", "-", percent(result.sparsity), "-"])
     before, after = stored_bytes(source), stored_bytes(folder)
-    rows.append(["weight files", megabytes(before), megabytes(after), change(after / max(1, before))])
+    rows.append(["weight files", megabytes(before), megabytes(after), _changed(before, after)])
     if found:
         size = f"{found['windows']} windows of {found['window']} tokens"
         name = f"perplexity on {found['set']}, protocol {found['protocol']}, {size}"
@@ -99,8 +100,11 @@ def stored_bytes(folder: Path) -> int:
 
 
 def _row(name: str, before: int, after: int, form: str) -> list[str]:
-    same = "-" if before == after else change(after / max(1, before))
-    return [name, form.format(before), form.format(after), same]
+    return [name, form.format(before), form.format(after), _changed(before, after)]
+
+
+def _changed(before: int, after: int) -> str:
+    return "-" if before == after else change(after / max(1, before))
 
 
 def gates(verdicts: Sequence[Verdict]) -> Section:
@@ -136,14 +140,8 @@ def _checks(found: Any) -> list[Table]:
 
 def command(manifest: Manifest) -> str:
     """What is typed to do it again."""
-    defaults = _changed(manifest.recipe)
-    return repeat_command(manifest.source.spec, defaults, edited=manifest.plan.edited)
-
-
-def _changed(recipe: dict[str, Any]) -> dict[str, Any]:
-    from prunekit.recipe import Recipe
-
-    return Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
+    changed = Recipe.model_validate(manifest.recipe).model_dump(mode="json", exclude_defaults=True)
+    return repeat_command(manifest.source.spec, changed, edited=manifest.plan.edited)
 
 
 def _with(manifest: Manifest) -> str:

@@ -61,7 +61,7 @@ def table(runs: Sequence[Run]) -> Table:
     used = [name for name in rows[0] if any(row[name] not in ("", "-") for row in rows)]
     good = frozenset(place for place, run in enumerate(runs) if run.fronts)
     return Table(
-        "Numbered as in the pictures; coloured: on a Pareto front",
+        "Coloured: on a Pareto front",
         used,
         [[row[name] for name in used] for row in rows],
         NUMBERS,

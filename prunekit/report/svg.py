@@ -101,7 +101,7 @@ def lines(curves: Sequence[Sequence[float]], across: str, upward: str) -> Drawin
     """Positive numbers in falling order over their rank, both on logarithmic scales; one line each."""
     height = 220.0
     foot = height - BOTTOM
-    positive = [[value for value in curve if value > 0] for curve in curves]
+    positive = [[value for value in curve if 0 < value < math.inf] for curve in curves]
     flat = [value for curve in positive for value in curve] or [1.0]
     longest = max((len(curve) for curve in positive), default=1)
     scale = _Scale(min(flat), max(flat), True)
