@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData, metadata_load
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
+from prunekit.locate import short_name
 from prunekit.manifest import MANIFEST, Manifest, Result, portable
 from prunekit.staging import write_atomically
+from prunekit.text_hub import NAMED
 
 CARD = "README.md"
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*")
@@ -123,7 +125,31 @@ def _metadata(manifest: Manifest, source: Path) -> ModelCardData:
     if isinstance(language := _front_matter(source / CARD).get("language"), str | list):
         more["language"] = language
     tags = ["prunekit", "pruned", manifest.plan.method]
+    if results := _results(manifest):
+        more |= {"model_name": f"{short_name(manifest.source.name)}-{manifest.plan.method}", "eval_results": results}
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **more)
+
+
+def _results(manifest: Manifest) -> list[EvalResult]:
+    """The perplexity in the hub's form, with the protocol that it depends on; the hub takes numbers only."""
+    found = manifest.perplexity
+    if not found or not isinstance(found["after"], int | float):
+        return []
+    protocol = {key: found[key] for key in ("protocol", "window", "windows", "tokens") if key in found}
+    text = str(found["set"])
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=NAMED[text].repo if text in NAMED else text,
+            dataset_name=text,
+            dataset_revision=found.get("revision"),
+            dataset_split=found.get("split"),
+            metric_type="perplexity",
+            metric_value=round(float(found["after"]), 4),
+            metric_name=f"perplexity, protocol {found['protocol']}",
+            metric_args=protocol,
+        )
+    ]
 
 
 def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[str, str] | None) -> str:

@@ -20,7 +20,7 @@ LAYERS = tuple(
         "calibration walk layer_config layer_proof layer_removal sparsity allocation depth gates gate_path "
         "fading training_state training adapters",
         "evaluate registry fields yaml_text recipe settings grid workers manifest runs "
-        "card export comparison checks verify inspection",
+        "card push export comparison checks verify inspection",
         "job lockstep assessment pipeline repeat sweep report",
         "cli __main__",
     )

@@ -14,7 +14,20 @@ from prunekit.settings import SETTINGS
 
 from .conftest import Run
 
-COMMANDS = ["prune", "plan", "apply", "eval", "compare", "sweep", "inspect", "verify", "methods", "doctor", "recipe"]
+COMMANDS = [
+    "prune",
+    "plan",
+    "apply",
+    "eval",
+    "compare",
+    "sweep",
+    "inspect",
+    "verify",
+    "push",
+    "methods",
+    "doctor",
+    "recipe",
+]
 
 
 def parts(command: str) -> list[Any]:
