@@ -4,21 +4,24 @@ The result is described in `evaluate.rows`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import PreTrainedTokenizerBase
+import torch
 
 from prunekit import settings
 from prunekit.calibration import check_vocabulary, default_source
 from prunekit.checkpoint import Checkpoint
-from prunekit.compute import choose_device
+from prunekit.compute import choose_device, choose_dtype
 from prunekit.errors import InputError
 from prunekit.evaluate.agreement import Baseline, measure
 from prunekit.evaluate.gates import Gates, Measured, refuse_unmeasurable
+from prunekit.evaluate.memory import peak_memory
 from prunekit.evaluate.perplexity import Protocol, Windows, cut, find_protocol, read_text
-from prunekit.evaluate.rows import Count, Evaluation, Perplexity, Row, Size, compared
+from prunekit.evaluate.rows import Accuracy, Count, Evaluation, Perplexity, Row, Size, Speed, compared
+from prunekit.evaluate.speed import Place, Round, Runner, SpeedOptions, beside, flops_per_token, summary, timed
+from prunekit.evaluate.tasks import TaskOptions, Tasks
 from prunekit.evaluate.verdicts import judge
 from prunekit.job import load_tokenizer, open_model
 from prunekit.locate import locate
@@ -41,18 +44,46 @@ class Candidate:
     spec: str
     is_baseline: bool
     checkpoint: Checkpoint
-    tokenizer: PreTrainedTokenizerBase | None
     windows: tuple[Windows, ...]
+
+
+@dataclass(frozen=True)
+class Opener:
+    """How the models of an evaluation are opened, where they compute, and who listens."""
+
+    compute: ComputeRecipe
+    device: torch.device
+    offline: bool
+    trust_remote_code: bool
+    progress: Progress
+
+    def open(self, one: Candidate) -> PrunableModel:
+        """The structure of a model, whose weights are read as they are needed."""
+        return open_model(str(one.checkpoint.folder), self.compute, True, self.trust_remote_code)[0]
+
+    def place(self, one: Candidate) -> Place:
+        """Where a model computes when it is loaded whole."""
+        dtype = choose_dtype(self.compute.dtype, self.device, one.checkpoint)
+        return Place(self.device, dtype, self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What perplexity is measured on, and how the texts are cut; no set means the model's own, `none` means none."""
+
+    sets: Sequence[str] = ()
+    protocol: str = "sparsegpt"
+    column: str | None = None
+    windows: int | None = None
 
 
 def evaluate(
     models: Sequence[str],
     *,
     baseline: str | None = None,
-    sets: Sequence[str] = (),
-    protocol: str = "sparsegpt",
-    column: str | None = None,
-    windows: int | None = None,
+    texts: Texts | None = None,
+    tasks: TaskOptions | None = None,
+    speed: SpeedOptions | None = None,
     gates: Gates | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -63,31 +94,84 @@ def evaluate(
 ) -> Evaluation:
     """One row per model, the baseline first, and the verdict on every gate.
 
-    All models and texts are found before the first is measured; raises UsageError for a gate that cannot be measured
-    by what is asked for. Ratios and divergences are null where a model reads a text as other tokens than the baseline
-    does. With `offload` disk, hidden states wait in the system's folder for temporary files. A baseline that is alone,
-    or the only model, is measured a second time as a model, so that it is compared with itself.
+    All models, texts and tasks are found before anything is measured; raises UsageError for a gate that cannot be
+    measured by what is asked for. Ratios and divergences are null where a model reads a text as other tokens than the
+    baseline does. With `offload` disk, hidden states wait in the system's folder for temporary files. A baseline that
+    is the only model is measured a second time as a model, so that it is compared with itself.
     """
-    compute, cutting = settings.compute(device=device, dtype=dtype, offload=offload), find_protocol(protocol)
-    choose_device(compute.device)
-    progress, gates = progress or Silent(), gates or Gates()
-    others = [spec for spec in dict.fromkeys(models) if spec != baseline] or list(models[:1])
-    wanted = _sets(sets, others[0], offline)
-    refuse_unmeasurable(gates, Measured(bool(wanted), baseline is not None, bool(wanted), (), False, HOW))
-    texts = [read_text(name, column=column, offline=offline, progress=progress) for name in wanted]
-    specs = [(baseline, True)] if baseline else []
-    specs += [(spec, False) for spec in others]
-    found = [
-        _find(spec, first, texts, cutting, windows, offline=offline, trust_remote_code=trust_remote_code)
-        for spec, first in specs
-    ]
-    figures = _perplexities(found, Opener(compute, trust_remote_code, progress))
+    compute = settings.compute(device=device, dtype=dtype, offload=offload)
+    texts, gates = texts or Texts(), gates or Gates()
+    opener = Opener(compute, choose_device(compute.device), offline, trust_remote_code, progress or Silent())
+    with TemporaryDirectory(prefix="prunekit-", ignore_cleanup_errors=True) as place:
+        others = [spec for spec in dict.fromkeys(models) if spec != baseline] or list(models[:1])
+        sets, cutting = _sets(texts.sets, others[0], offline), find_protocol(texts.protocol)
+        measured = Measured(bool(sets), baseline is not None, bool(sets), (), speed is not None, HOW)
+        refuse_unmeasurable(gates, replace(measured, tasks=None if tasks else ()))
+        loaded = [read_text(name, column=texts.column, offline=offline, progress=opener.progress) for name in sets]
+        specs = [*([(baseline, True)] if baseline else []), *((spec, False) for spec in others)]
+        found = [_find(spec, first, loaded, cutting, texts.windows, opener) for spec, first in specs]
+        if speed:
+            speed.refuse_senseless([one.checkpoint for one in found], trust_remote_code)
+        asked = Tasks.find(tasks, Path(place)) if tasks else None
+        refuse_unmeasurable(gates, replace(measured, tasks=asked.names if asked else ()))
+        rows = _measured(found, asked, speed, opener, Path(place))
+    return Evaluation(models=rows, gates=judge(gates, rows))
+
+
+def _measured(
+    found: Sequence[Candidate], tasks: Tasks | None, speed: SpeedOptions | None, opener: Opener, place: Path
+) -> tuple[Row, ...]:
+    """All figures of all models, with their ratios."""
+    figures = _perplexities(found, opener, place / "hidden" if opener.compute.offload == "disk" else None)
+    scores = [_scores(one, tasks, opener) if tasks else () for one in found]
+    speeds = _speeds(found, speed, opener) if speed else [None] * len(found)
     rows = [
-        Row(model=one.spec, baseline=one.is_baseline, size=size_of(one.checkpoint), perplexity=tuple(figures[number]))
+        Row(
+            model=one.spec,
+            baseline=one.is_baseline,
+            size=size_of(one.checkpoint),
+            perplexity=figures[number],
+            tasks=scores[number],
+            speed=speeds[number],
+        )
         for number, one in enumerate(found)
     ]
-    rows = [compared(row, rows[0]) for row in rows] if baseline else rows
-    return Evaluation(models=tuple(rows), gates=judge(gates, rows))
+    return tuple(compared(row, rows[0]) for row in rows) if rows[0].baseline else tuple(rows)
+
+
+def _scores(one: Candidate, tasks: Tasks, opener: Opener) -> tuple[Accuracy, ...]:
+    where = opener.place(one)
+    return tasks.run(
+        one.checkpoint.folder,
+        device=where.device,
+        dtype=where.dtype,
+        trust_remote_code=where.trust_remote_code,
+        progress=opener.progress,
+    )
+
+
+def _speeds(found: Sequence[Candidate], options: SpeedOptions, opener: Opener) -> list[Speed | None]:
+    """Speed and memory of every model, timed in turn with the baseline; two models are in memory at a time."""
+    opener.progress.stage("memory", len(found))
+    counted: list[dict[str, int | None]] = []
+    for one in found:
+        flops = flops_per_token(one.checkpoint, options.prompt_tokens, opener.trust_remote_code)
+        counted.append({"flops": flops, "peak": peak_memory(one.checkpoint.folder, options, opener.place(one))})
+        opener.progress.step(one.spec)
+    dense = Runner.load(found[0].checkpoint, options, opener.place(found[0])) if found[0].is_baseline else None
+    speeds: list[Speed | None] = []
+    pooled: list[Round] = []
+    for one, more in zip(found, counted, strict=True):
+        if one.is_baseline:
+            continue
+        mine = Runner.load(one.checkpoint, options, opener.place(one))
+        *theirs, rounds = timed([dense, mine] if dense else [mine], options.rounds, opener.progress)
+        pooled += theirs[0] if theirs else []
+        speeds.append(summary(rounds, theirs[0] if theirs else None, options, opener.place(one), **more))
+    if dense is None:
+        return speeds
+    own = summary(pooled, None, options, opener.place(found[0]), **counted[0])
+    return [beside(own, own), *(speed and beside(speed, own) for speed in speeds)]
 
 
 def _sets(asked: Sequence[str], spec: str, offline: bool) -> list[str]:
@@ -116,48 +200,26 @@ def default_set(spec: str, folder: Path) -> str:
 
 
 def _find(
-    spec: str,
-    is_baseline: bool,
-    texts: Sequence[Text],
-    protocol: Protocol,
-    limit: int | None,
-    *,
-    offline: bool,
-    trust_remote_code: bool,
+    spec: str, is_baseline: bool, texts: Sequence[Text], protocol: Protocol, limit: int | None, opener: Opener
 ) -> Candidate:
     """One model, and the windows of every text for it; none of its weights is read."""
-    checkpoint = Checkpoint.open(locate(spec, offline=offline))
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code)
+    checkpoint = Checkpoint.open(locate(spec, offline=opener.offline))
     if not texts:
-        return Candidate(spec, is_baseline, checkpoint, tokenizer, ())
-    config = load_config(checkpoint, trust_remote_code)
+        return Candidate(spec, is_baseline, checkpoint, ())
+    config = load_config(checkpoint, opener.trust_remote_code)
+    tokenizer = load_tokenizer(checkpoint, opener.trust_remote_code)
     if tokenizer is None:
         raise InputError(f"{spec} has no tokenizer", hint="copy the tokenizer's files into the folder")
     windows = tuple(cut(text, config, tokenizer, protocol, limit) for text in texts)
     for part in windows:
         check_vocabulary(part.ids, config.get_text_config().vocab_size)
-    return Candidate(spec, is_baseline, checkpoint, tokenizer, windows)
+    return Candidate(spec, is_baseline, checkpoint, windows)
 
 
-@dataclass(frozen=True)
-class Opener:
-    """How the models of an evaluation are opened, and who listens."""
-
-    compute: ComputeRecipe
-    trust_remote_code: bool
-    progress: Progress
-
-    def open(self, one: Candidate) -> PrunableModel:
-        """The structure of a model, whose weights are read as they are needed."""
-        return open_model(str(one.checkpoint.folder), self.compute, True, self.trust_remote_code)[0]
-
-
-def _perplexities(found: Sequence[Candidate], opener: Opener) -> list[list[Perplexity]]:
+def _perplexities(found: Sequence[Candidate], opener: Opener, hidden: Path | None) -> list[tuple[Perplexity, ...]]:
     """For every model its figure on every text; a text at a time, so that the baseline goes through it once."""
-    with TemporaryDirectory(prefix="prunekit-", ignore_cleanup_errors=True) as place:
-        hidden = Path(place) if opener.compute.offload == "disk" else None
-        texts = [_on_one_text(found, number, opener, hidden) for number in range(len(found[0].windows))]
-    return [[text[number] for text in texts] for number in range(len(found))]
+    texts = [_on_one_text(found, number, opener, hidden) for number in range(len(found[0].windows))]
+    return [tuple(text[number] for text in texts) for number in range(len(found))]
 
 
 def _on_one_text(found: Sequence[Candidate], number: int, opener: Opener, hidden: Path | None) -> list[Perplexity]:

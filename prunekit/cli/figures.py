@@ -7,50 +7,109 @@ from prunekit.cli.outcome import number
 from prunekit.cli.screen import table
 
 if TYPE_CHECKING:
-    from prunekit.evaluate.rows import Count, Evaluation, Row
+    from prunekit.evaluate.rows import Count, Evaluation, Number, Rate, Row
 
 DASH = "-"
+RATIO = "to baseline"
 
 
 def tables(done: "Evaluation") -> list[Any]:
-    """The tables of what was measured."""
-    compared = any(row.baseline for row in done.models)
-    made = [sizes(done.models, compared)]
-    if any(row.perplexity for row in done.models):
-        made.insert(0, perplexities(done.models, compared))
-    return made
+    """The tables of what was measured; a ratio stands beside its figure where there is a baseline."""
+    rows, compared = done.models, any(row.baseline for row in done.models)
+    made = [perplexities(rows, compared)] if any(row.perplexity for row in rows) else []
+    made += [scores(rows, compared)] if any(row.tasks for row in rows) else []
+    made += [sizes(rows, compared)]
+    return made + (speeds(rows, compared) if any(row.speed for row in rows) else [])
 
 
 def perplexities(rows: "tuple[Row, ...]", compared: bool) -> Any:
     """A line for each model and text."""
     headers = ["model", "text", "protocol", "windows", "perplexity"]
-    more = ["to baseline", "KL", "same choice"] if compared else []
+    more = [RATIO, "KL", "same choice"] if compared else []
     cells = [cell for row in rows for cell in _perplexity(row, compared)]
-    return table(*headers, *more, rows=cells, right="perplexity,to baseline,KL,same choice")
+    return table(*headers, *more, rows=cells, right=f"perplexity,{RATIO},KL,same choice")
 
 
 def _perplexity(row: "Row", compared: bool) -> Iterator[list[str]]:
     for part in row.perplexity:
         cells = [row.model, part.set, part.protocol, f"{part.windows} x {part.window}", number(part.value)]
-        kl = DASH if part.kl is None else f"{part.kl:.4f}" if isinstance(part.kl, float) else part.kl
-        more = [change(part.ratio), kl, percent(part.agreement)]
+        more = [change(part.ratio), fixed(part.kl), percent(part.agreement)]
         yield [*cells, *more] if compared else cells
+
+
+def scores(rows: "tuple[Row, ...]", compared: bool) -> Any:
+    """A line for each model, task and metric."""
+    headers = ["model", "task", "metric", "questions", "value", "+-"]
+    cells = [
+        [row.model, part.task, part.metric, _known(part.documents), fixed(part.value), fixed(part.stderr)]
+        + ([change(part.ratio)] if compared else [])
+        for row in rows
+        for part in row.tasks
+    ]
+    return table(*headers, *([RATIO] if compared else []), rows=cells, right=f"questions,value,+-,{RATIO}")
 
 
 def sizes(rows: "tuple[Row, ...]", compared: bool) -> Any:
     """A line for each model: what lies on the disk."""
-    headers = ["model", "parameters", "bytes"]
-    numbers = ",".join(["parameters", "bytes", "to baseline"])
     cells = [
         [row.model, *_count(row.size.parameters, compared), *_count(row.size.stored_bytes, compared)] for row in rows
     ]
-    if compared:
-        headers = ["model", "parameters", "to baseline", "bytes", "to baseline"]
-    return table(*headers, rows=cells, right=numbers)
+    headers = ["model", *_with_ratio("parameters", compared), *_with_ratio("bytes", compared)]
+    return table(*headers, rows=cells, right=",".join(headers[1:]))
 
 
-def _count(count: "Count", compared: bool) -> list[str]:
-    return [f"{count.value:,}", *([change(count.ratio)] if compared else [])]
+def speeds(rows: "tuple[Row, ...]", compared: bool) -> list[Any]:
+    """A line for each model and timing, with how it was taken; and what was counted."""
+    measured = [(row, row.speed) for row in rows if row.speed is not None]
+    cells = [
+        [row.model, name, *_rate(rate, digits, compared and not row.baseline)][: 4 + 2 * compared]
+        for row, speed in measured
+        for name, rate, digits in (
+            ("prefill, tokens/s", speed.prefill, 1),
+            ("decode, tokens/s", speed.decode, 1),
+            ("first token, s", speed.first_token, 4),
+        )
+    ]
+    headers = ["model", "speed", "median", "quartiles", *([RATIO, "95 % interval"] if compared else [])]
+    counted = [
+        [row.model, *_count(speed.peak_memory, compared), *_count(speed.flops_per_token, compared)]
+        for row, speed in measured
+    ]
+    names = ["model", *_with_ratio("peak memory, bytes", compared), *_with_ratio("FLOPs per token", compared)]
+    return [
+        table(*headers, rows=cells, right="median,quartiles,95 % interval," + RATIO),
+        table(*names, rows=counted, right="peak memory, bytes,FLOPs per token," + RATIO),
+        conditions(measured[0][1]),
+    ]
+
+
+def conditions(speed: Any) -> str:
+    """How speeds were taken, in one line."""
+    compiled = ", compiled" if speed.compiled else ""
+    return (
+        f"speed: {speed.batch_size} x {speed.prompt_tokens} prompt tokens, {speed.new_tokens} new ones, "
+        f"{speed.rounds} rounds, {speed.device}, {speed.dtype}, {speed.threads} threads{compiled}"
+    )
+
+
+def _rate(rate: "Rate", digits: int, compared: bool) -> list[str]:
+    spread = f"{rate.low:,.{digits}f} to {rate.high:,.{digits}f}"
+    interval = DASH if rate.ratio_low is None else f"{rate.ratio_low:.2f} to {rate.ratio_high:.2f}"
+    multiple = DASH if rate.ratio is None else f"x {rate.ratio:.2f}"
+    return [f"{rate.value:,.{digits}f}", spread, *([multiple, interval] if compared else [DASH, DASH])]
+
+
+def _with_ratio(name: str, compared: bool) -> list[str]:
+    return [name, *([RATIO] if compared else [])]
+
+
+def _count(count: "Count | None", compared: bool) -> list[str]:
+    value = DASH if count is None else f"{count.value:,}"
+    return [value, *([change(count and count.ratio)] if compared else [])]
+
+
+def _known(value: object) -> str:
+    return DASH if value is None else str(value)
 
 
 def change(ratio: float | None) -> str:
@@ -61,3 +120,8 @@ def change(ratio: float | None) -> str:
 def percent(share: float | None) -> str:
     """A share of one: `97.5 %`."""
     return DASH if share is None else f"{share:.1%}".replace("%", " %")
+
+
+def fixed(value: "Number | None") -> str:
+    """A number with four digits behind the point; `nan` and `inf` as they are."""
+    return DASH if value is None else f"{value:.4f}" if isinstance(value, float) else value

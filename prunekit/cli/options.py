@@ -220,6 +220,41 @@ PplColumn = Annotated[
 ]
 Windows = Annotated[int | None, option(EVALUATION, "N", "Windows of text at most (default all).", "--windows", min=1)]
 Baseline = Annotated[str | None, option(EVALUATION, "MODEL", "Model that the others are compared with.", "--baseline")]
+TaskNames = Annotated[
+    list[str] | None,
+    option(
+        EVALUATION,
+        "NAMES",
+        "Tasks of lm-eval, by name or as a YAML file, separated by commas; sample needs no network.",
+        "--tasks",
+    ),
+]
+IncludePath = Annotated[
+    list[Path] | None, option(EVALUATION, "FOLDER", "More task files for --tasks; repeatable.", "--include-path")
+]
+TaskLimit = Annotated[
+    int | None, option(EVALUATION, "N", "Documents of each task at most (default all).", "--limit", min=1)
+]
+FewShot = Annotated[
+    int | None,
+    option(EVALUATION, "N", "Solved examples before each question (default the task's own).", "--num-fewshot", min=0),
+]
+SpeedOption = Annotated[
+    bool, option(EVALUATION, None, "Measure speed and memory; models are loaded whole, two at a time.", "--speed")
+]
+SpeedBatch = Annotated[
+    int, option(EVALUATION, "N", "Sequences at once in tasks and speed (default 1).", "--batch-size", min=1)
+]
+PromptTokens = Annotated[
+    int, option(EVALUATION, "N", "Tokens of the prompt that is timed (default 128).", "--prompt-tokens", min=1)
+]
+NewTokens = Annotated[
+    int, option(EVALUATION, "N", "Tokens that are generated and timed (default 32).", "--new-tokens", min=2)
+]
+Rounds = Annotated[
+    int, option(EVALUATION, "N", "Rounds of timing, each of both models in turn (default 15).", "--rounds", min=6)
+]
+Compile = Annotated[bool, option(EVALUATION, None, "Time the models compiled, with a static cache.", "--compile")]
 
 # limits that the result must keep
 MaxPpl = Annotated[str | None, option(GATES, "X", "Largest perplexity on any text.", "--max-ppl")]

@@ -101,7 +101,7 @@ class Measured:
     perplexity: bool
     baseline: bool
     kl: bool
-    tasks: Collection[str]  # their names
+    tasks: Collection[str] | None  # their names, empty where none is run; None: not known yet
     speed: bool
     how: dict[str, str]
 
@@ -111,8 +111,8 @@ def refuse_unmeasurable(gates: Gates, measured: Measured) -> None:
     needs: dict[str, tuple[tuple[str, bool], ...]] = {
         "max_ppl": (("perplexity", measured.perplexity),),
         "max_ppl_increase": (("perplexity", measured.perplexity), ("baseline", measured.baseline)),
-        "min_acc": (("tasks", bool(measured.tasks)),),
-        "max_acc_drop": (("tasks", bool(measured.tasks)), ("baseline", measured.baseline)),
+        "min_acc": (("tasks", measured.tasks is None or bool(measured.tasks)),),
+        "max_acc_drop": (("tasks", measured.tasks is None or bool(measured.tasks)), ("baseline", measured.baseline)),
         "max_kl": (("baseline", measured.baseline), ("kl", measured.kl)),
         "min_speedup": (("baseline", measured.baseline), ("speed", measured.speed)),
     }
@@ -121,9 +121,10 @@ def refuse_unmeasurable(gates: Gates, measured: Measured) -> None:
             if not there:
                 hint = measured.how.get(need)
                 raise UsageError(f"the gate {name} cannot be measured here: it needs {WORDS[need]}", hint=hint)
-    for name in gates.min_acc:
-        if name.partition("/")[0] not in measured.tasks:
+    tasks = measured.tasks
+    for name in gates.min_acc if tasks else ():
+        if tasks and name.partition("/")[0] not in tasks:
             raise UsageError(
                 f"the gate min_acc cannot be measured here: {name} is not among the tasks",
-                hint=f"the tasks are {', '.join(sorted(measured.tasks))}",
+                hint=f"the tasks are {', '.join(sorted(tasks))}",
             )

@@ -5,10 +5,11 @@ What is no number, or could not be measured, never keeps a limit.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from prunekit.errors import GateFailure
 from prunekit.evaluate.gates import BYTES, NUMBERS, Gates, amount
-from prunekit.evaluate.rows import Accuracy, Number, Perplexity, Row, Verdict
+from prunekit.evaluate.rows import Accuracy, Number, Perplexity, Rate, Row, Verdict
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")  # what lm-eval calls them; the first that a task has
 ROUNDING = 1e-9  # 0.60 - 0.58 is a little above 0.02
@@ -22,6 +23,7 @@ class Reading:
     found: Number | None
     shown: str = ""
     lacking: str = ""
+    lowest: float = -inf  # where its interval begins
 
 
 def judge(gates: Gates, rows: Sequence[Row]) -> tuple[Verdict, ...]:
@@ -153,14 +155,20 @@ def _drop(row: Row, dense: Row | None, task: str) -> Reading:
 def _min_speedup(gates: Gates, row: Row, _: Row | None) -> Iterator[Verdict]:
     assert gates.min_speedup is not None
     for name in ("prefill", "decode"):
-        rate = None if row.speed is None else getattr(row.speed, name)
-        if rate is None or rate.ratio is None:
-            reading = Reading(name, None, lacking="its speed was not measured beside a dense model's")
-        else:
-            interval = f" (95 % interval {rate.ratio_low:.2f} to {rate.ratio_high:.2f})" if rate.ratio_low else ""
-            shown = f"{name} is {rate.ratio:.2f} times as fast as the dense model's{interval}"
-            reading = Reading(name, rate.ratio, shown)
-        yield _verdict("min_speedup", row, gates.min_speedup, f"{gates.min_speedup:g}", reading, least=True)
+        reading = _speedup(name, row.speed and getattr(row.speed, name))
+        verdict = _verdict("min_speedup", row, gates.min_speedup, f"{gates.min_speedup:g}", reading, least=True)
+        if verdict.passed and gates.min_speedup > 1 and reading.lowest <= 1:
+            reason = f"{reading.shown}; an interval that holds 1 shows no speedup, more --rounds may"
+            verdict = verdict.model_copy(update={"passed": False, "reason": reason})
+        yield verdict
+
+
+def _speedup(name: str, rate: Rate | None) -> Reading:
+    if rate is None or rate.ratio is None or rate.ratio_low is None or rate.ratio_high is None:
+        return Reading(name, None, lacking="its speed was not measured beside a dense model's")
+    interval = f"95 % interval {rate.ratio_low:.2f} to {rate.ratio_high:.2f}"
+    shown = f"{name} is {rate.ratio:.2f} times as fast as the dense model's ({interval})"
+    return Reading(name, rate.ratio, shown, lowest=rate.ratio_low)
 
 
 def _max_size(gates: Gates, row: Row, _: Row | None) -> Iterator[Verdict]:
