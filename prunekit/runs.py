@@ -52,8 +52,13 @@ class Run(Frozen):
     sparsity: float = Field(description="Fraction of zeros in the linears of the blocks.")
     perplexity: Quality | None = Field(description="As the run measured it; null when it did not.")
     measured: Row | None = Field(default=None, description="As it was measured for this comparison.")
+    work_ratio: float | None = Field(
+        default=None, description="Floating-point operations per token, counted, divided by the dense model's."
+    )
     fronts: tuple[Literal["size", "speed"], ...] = Field(
-        default=(), description="Pictures on whose Pareto front the run is: quality against size, against speed."
+        default=(),
+        description="Pictures on whose Pareto front the run is: quality against size, against speed "
+        "(as it was timed, or else by the work per token).",
     )
 
     @property
@@ -80,11 +85,24 @@ class Runs(Frozen):
     notes: tuple[str, ...] = Field(default=(), description="What keeps figures from being compared.")
 
 
-def table(folders: Mapping[str, Path], rows: Mapping[str, Row] | None = None, baseline: Row | None = None) -> Runs:
-    """The runs whose folders have these names, and what was measured of them; raises InputError without a manifest."""
+def table(
+    folders: Mapping[str, Path],
+    rows: Mapping[str, Row] | None = None,
+    baseline: Row | None = None,
+    work: Mapping[str, float] | None = None,
+) -> Runs:
+    """The runs whose folders have these names, and what was measured and counted of them.
+
+    Raises InputError for a folder without a manifest.
+    """
     manifests = {name: Manifest.read(folder) for name, folder in folders.items()}
     differing = varying([effective(manifest) for manifest in manifests.values()])
-    runs = [_run(name, folders[name], found, differing, (rows or {}).get(name)) for name, found in manifests.items()]
+    runs = [
+        _run(name, folders[name], found, differing).model_copy(
+            update={"measured": (rows or {}).get(name), "work_ratio": (work or {}).get(name)}
+        )
+        for name, found in manifests.items()
+    ]
     return Runs(runs=tuple(fronts(runs)), baseline=baseline, notes=tuple(_notes(runs)))
 
 
@@ -110,9 +128,10 @@ def _varies(path: str, settings: Sequence[Mapping[str, Any]]) -> bool:
 
 def fronts(runs: Sequence[Run]) -> list[Run]:
     """The same runs, each with the pictures on whose Pareto front it is."""
+    timed = any(run.speed is not None for run in runs)
     cost: dict[Literal["size", "speed"], Callable[[Run], float | None]] = {
         "size": lambda run: run.stored_bytes,
-        "speed": lambda run: -run.speed if run.speed is not None else None,
+        "speed": lambda run: (None if run.speed is None else -run.speed) if timed else run.work_ratio,
     }
     found = {name: pareto([(price(run), _badness(run)) for run in runs]) for name, price in cost.items()}
     return [
@@ -136,7 +155,7 @@ def _badness(run: Run) -> float | None:
     return None if value is None or isinstance(value, str) or value == INFINITE else value
 
 
-def _run(name: str, folder: Path, manifest: Manifest, differing: Sequence[str], row: Row | None) -> Run:
+def _run(name: str, folder: Path, manifest: Manifest, differing: Sequence[str]) -> Run:
     settings, result, zeroing = effective(manifest), manifest.result, bool(manifest.plan.sparsify())
     return Run(
         name=name,
@@ -153,7 +172,6 @@ def _run(name: str, folder: Path, manifest: Manifest, differing: Sequence[str], 
         removed_blocks=result.removed_blocks,
         sparsity=result.sparsity,
         perplexity=_quality(manifest.perplexity),
-        measured=row,
     )
 
 

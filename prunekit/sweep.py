@@ -29,6 +29,7 @@ from prunekit.progress import Progress, Silent
 from prunekit.recipe import Recipe
 from prunekit.runs import Runs
 from prunekit.staging import locked, storage_errors, write_atomically
+from prunekit.survey import Questions, Survey
 from prunekit.workers import run_all
 
 RESULT, DENSE, LOCK, MEASURED = "sweep.json", "dense", "lock", "measured"
@@ -79,11 +80,19 @@ class Options:
         return {"recipe": cell.recipe.model_dump(mode="json"), "output": self.output / cell.name, **more}
 
 
-def sweep(cells: Sequence[Cell], options: Options, *, jobs: int = 1, progress: Progress | None = None) -> Sweep:
+def sweep(
+    cells: Sequence[Cell],
+    options: Options,
+    *,
+    jobs: int = 1,
+    questions: Questions | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
     """Run the cells that are not done yet, `jobs` at a time, and put all of them into one table.
 
-    A cell that cannot be run does not stop the others. Raises UsageError when OUT is no place for a sweep or holds
-    another cell's result, ResourceError when memory or disk run out, and what ends a run from outside.
+    The table holds what the manifests say, the counted work per token, and the answers to `questions`. A cell that
+    cannot be run does not stop the others. Raises UsageError when OUT is no place for a sweep or holds another cell's
+    result, ResourceError when memory or disk run out, and what ends a run from outside.
     """
     _check_output(options.output)
     with storage_errors(options.output):
@@ -102,7 +111,11 @@ def sweep(cells: Sequence[Cell], options: Options, *, jobs: int = 1, progress: P
         for name, answer in _run(open_cells, options, jobs, progress or Silent()):
             found[name] = answer
         done = {cell.name: options.output / cell.name for cell in cells if found[cell.name].state != "failed"}
-        result = Sweep(output=str(options.output), cells=tuple(found.values()), table=runs.table(done))
+        dense = {cell.name: str(cell.recipe.model) for cell in cells if cell.name in done}
+        survey = Survey(done, dense, options.output / MEASURED, progress or Silent())
+        known = survey.answers(questions or Questions(offline=options.offline), count=True)
+        table = runs.table(done, known.rows, known.baseline, known.work)
+        result = Sweep(output=str(options.output), cells=tuple(found.values()), table=table)
         return write(result, options.output)
 
 

@@ -21,7 +21,7 @@ LAYERS = tuple(
         "fading training_state training adapters",
         "evaluate registry fields yaml_text recipe settings grid workers manifest runs "
         "card push export comparison checks verify inspection",
-        "job lockstep assessment pipeline repeat sweep report",
+        "job lockstep assessment pipeline repeat survey sweep report",
         "cli __main__",
     )
 )

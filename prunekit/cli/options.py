@@ -388,3 +388,15 @@ JUDGING: Group = {"exit_zero": (ExitZero, False)}
 WRITING: Group = {"max_shard_size": (MaxShardSize, None), "verify": (Verify, None)}
 REPLACING: Group = {"force": (Force, False), "restart": (Restart, False)}
 REPORTING: Group = {"report": (ReportFile, None)}
+TASKING: Group = {  # what compare and sweep ask runs beyond their manifests
+    "tasks": (TaskNames, None),
+    "include_path": (IncludePath, None),
+    "limit": (TaskLimit, None),
+    "num_fewshot": (FewShot, None),
+}
+TIMING: Group = {
+    "speed": (SpeedOption, False),
+    "prompt_tokens": (PromptTokens, 128),
+    "new_tokens": (NewTokens, 32),
+    "rounds": (Rounds, 15),
+}

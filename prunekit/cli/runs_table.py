@@ -17,7 +17,7 @@ def tabled(found: "Runs") -> Any:
     """The table; columns that would say the same in every row, or nothing, are left out."""
     rows = [cells(run, found) for run in found.runs]
     headers = [name for name in rows[0] if any(row[name] not in ("", "-") for row in rows)] if rows else []
-    right = "ratio,parameters,size,blocks,zeros,perplexity,to dense,speed"
+    right = "ratio,parameters,size,blocks,zeros,perplexity,to dense,work,speed"
     return table(*headers, rows=[[row[name] for name in headers] for row in rows], right=right)
 
 
@@ -41,6 +41,7 @@ def cells(run: "Run", found: "Runs") -> dict[str, str]:
         "perplexity": "-" if value is None else number(value),
         "to dense": "-" if ratio is None else f"{ratio - 1:+.1%}".replace("%", " %"),
         "": bar(quality, worst) if isinstance(quality, int | float) else "",
+        "work": "-" if run.work_ratio is None else f"{run.work_ratio - 1:+.1%}".replace("%", " %"),
         "speed": "-" if run.speed is None else f"{run.speed:.2f}x",
         "best": " ".join(run.fronts),
     }

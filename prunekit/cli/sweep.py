@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from prunekit.cli import options, reporting
+from prunekit.cli.asking import questions
 from prunekit.cli.command import Run, command
 from prunekit.cli.failures import end_with
 from prunekit.cli.models import read_model
@@ -21,7 +22,9 @@ PLANNING = {name: entry for name, entry in options.PLANNING.items() if name != "
 File = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe in which settings are lists of values to try.")]
 
 
-@command(PLANNING, options.MEASURING, options.LIMITS, options.WRITING, options.REPORTING)
+@command(
+    PLANNING, options.MEASURING, options.TASKING, options.TIMING, options.LIMITS, options.WRITING, options.REPORTING
+)
 def sweep(
     run: Run,
     file: File,
@@ -33,9 +36,9 @@ def sweep(
 ) -> None:
     """Run the grid of a recipe with lists, and compare the results.
 
-    Every cell is an ordinary model folder in OUT. The dense model is measured once. When it was interrupted, the
-    same command goes on where it stopped. A cell that cannot be run is named, the others are run all the same, and
-    the command ends with that cell's exit code.
+    Every cell is an ordinary model folder in OUT. The dense model's perplexity is measured once, the work per token
+    is counted, and --speed times it. When it was interrupted, the same command goes on where it stopped. A cell that
+    cannot be run is named, the others are run all the same, and the command ends with that cell's exit code.
     """
     reporting.check(run)
     from prunekit import settings, sweep
@@ -48,7 +51,8 @@ def sweep(
     if any(cell.recipe.calibration.source == "-" for cell in cells):
         raise UsageError("a sweep cannot calibrate on standard input, which is read once", hint="give --calib a path")
     chosen = sweep.Options(output or Path(f"{file.stem}-sweep"), force, restart, run.offline)
-    done = sweep.sweep(cells, chosen, jobs=jobs, progress=run.screen.progress())
+    asked = questions(run, texts=False)
+    done = sweep.sweep(cells, chosen, jobs=jobs, questions=asked, progress=run.screen.progress())
     run.screen.done()
     for note in done.table.notes:
         run.screen.say(f"note: {note}")

@@ -134,20 +134,36 @@ def _read_out(bars: Sequence[svg.Bar]) -> str:
     return "; ".join(f"{bar.name} {bar.shown}" for bar in bars) + "."
 
 
+SIZE = ("Quality against size", "size of the weight files, in MB", "further left")
+SPEED = ("Quality against speed", "decoding speed, as a multiple of the dense model's", "further right")
+WORK = ("Quality against work", "operations per token, as a multiple of the dense model's", "further left")
+
+
 def of_runs(runs: Sequence[Run], baseline: Row | None = None) -> list[Figure]:
-    """Quality against size, and against speed where that was measured; points are numbered as in the table."""
+    """Quality against size, and against speed, or where nothing was timed against the counted work per token."""
+    timed = any(run.speed is not None for run in runs)
     size = baseline and baseline.size.stored_bytes.value / 1e6
-    found = [
-        _picture(runs, "size", "Quality against size", "size of the weight files, in MB", size),
-        _picture(runs, "speed", "Quality against speed", "decoding speed, as a multiple of the dense model's", 1.0),
-    ]
+    found = [_picture(runs, "size", [run.stored_bytes / 1e6 for run in runs], size, *SIZE)]
+    if timed:
+        found.append(_picture(runs, "speed", [run.speed for run in runs], 1.0, *SPEED))
+    else:
+        found.append(_picture(runs, "speed", [run.work_ratio for run in runs], 1.0, *WORK))
     return [figure for figure in found if figure]
 
 
-def _picture(runs: Sequence[Run], kind: str, title: str, across: str, dense: float | None) -> Figure | None:
+def _picture(
+    runs: Sequence[Run],
+    kind: str,
+    costs: Sequence[float | None],
+    dense: float | None,
+    title: str,
+    across: str,
+    better: str,
+) -> Figure | None:
+    """Points are numbered as in the table."""
     points: list[svg.Point] = []
-    for place, run in enumerate(runs, 1):
-        x, y = run.stored_bytes / 1e6 if kind == "size" else run.speed, run.quality
+    for place, (run, x) in enumerate(zip(runs, costs, strict=True), 1):
+        y = run.quality
         if x is not None and isinstance(y, int | float) and math.isfinite(y):
             points.append(svg.Point(str(place), x, y, kind in run.fronts))
     if not points:
@@ -155,7 +171,6 @@ def _picture(runs: Sequence[Run], kind: str, title: str, across: str, dense: flo
     if dense is not None:
         points.append(svg.Point("dense", dense, 1.0, reference=True))
     best = [f"{place} {run.name}" for place, run in enumerate(runs, 1) if kind in run.fronts]
-    better = "further left" if kind == "size" else "further right"
     summary = f"Lower and {better} is better. No other run is better in both than {', '.join(best)}."
     return Figure(title, svg.scatter(points, across, "perplexity, as a multiple of the dense model's"), summary)
 

@@ -10,7 +10,7 @@ from prunekit.report.words import change, listed, megabytes, number, percent, pl
 from prunekit.runs import Run, Runs
 from prunekit.sweep import Sweep
 
-NUMBERS = frozenset({"ratio", "parameters", "size", "blocks", "zeros", "perplexity", "to dense", "speed"})
+NUMBERS = frozenset({"ratio", "parameters", "size", "blocks", "zeros", "perplexity", "to dense", "work", "speed"})
 
 
 def of_sweep(done: Sweep, command: str) -> Report:
@@ -87,6 +87,7 @@ def _cells(place: int, run: Run, worst: float) -> dict[str, Cell]:
         "perplexity": "-" if value is None else number(value),
         "to dense": change(ratio),
         "perplexity, drawn": float(quality) / worst if isinstance(quality, int | float) else "",
+        "work": change(run.work_ratio),
         "speed": "-" if run.speed is None else f"{run.speed:.2f} x",
         "best for": listed(list(run.fronts)),
     }
