@@ -42,8 +42,9 @@ fix: setup  ## repair what ruff can repair
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-docs: setup  ## write docs/cli.md again from the command line's own help
+docs: setup  ## write docs/cli.md and docs/schemas again from the code
 	$(BIN)/python docs/scripts/cli_page.py docs/cli.md
+	$(BIN)/python docs/scripts/schemas.py docs/schemas
 
 wheel-test: setup  ## build the wheel, install it elsewhere, prune the sample there
 	TORCH_INDEX=$(TORCH_INDEX) bash .ci/wheel-test $(BIN)/python

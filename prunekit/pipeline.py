@@ -62,6 +62,9 @@ class Outcome(Frozen):
     seconds: float
     resumed_blocks: int = Field(description="Blocks taken over from an interrupted run.")
     gates: tuple[Verdict, ...] = Field(default=(), description="What became of the recipe's limits.")
+    repeat: dict[str, Any] | None = Field(
+        default=None, description="How the run compares with the one whose manifest it repeats (`prune --from`)."
+    )
 
 
 def prune(

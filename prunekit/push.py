@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -39,8 +39,10 @@ class File(Frozen):
 class Upload(Frozen):
     """What is, or would be, uploaded."""
 
+    schema_version: Literal[1] = 1
     repo: str
     private: bool
+    dry_run: bool = Field(default=True, description="Whether nothing was uploaded.")
     files: tuple[File, ...]
     left_out: tuple[str, ...] = Field(description="What lies in the folder and is no part of a model.")
     notes: tuple[str, ...] = ()
@@ -89,7 +91,7 @@ def push(folder: Path, upload: Upload, *, force: bool = False) -> Upload:
         done = api.create_commit(
             upload.repo, list(_operations(folder, upload, there or ())), commit_message=_message(folder)
         )
-        return upload.model_copy(update={"url": f"{api.endpoint}/{upload.repo}", "commit": done.oid})
+        return upload.model_copy(update={"url": f"{api.endpoint}/{upload.repo}", "commit": done.oid, "dry_run": False})
 
 
 def _look(api: HfApi, upload: Upload, force: bool) -> list[str] | None:

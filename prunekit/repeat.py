@@ -98,7 +98,8 @@ def repeat(
         done = pipeline.apply_plan(plan, None, target, **more)
     else:
         done = pipeline.prune(recipe, target, source=manifest.source.files, **more)
-    return done, compared(folder, manifest, Path(done.output))
+    found = compared(folder, manifest, Path(done.output))
+    return done.model_copy(update={"repeat": found.model_dump(mode="json")}), found
 
 
 def compared(folder: Path, manifest: Manifest, again: Path) -> Repeat:

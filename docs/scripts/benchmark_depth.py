@@ -15,8 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,42 +187,21 @@ def token_ids(samples: int) -> Any:
 
 
 def speed(folders: list[str], rounds: int) -> dict[str, Any]:
-    """Tokens per second of two exported folders, in turn: pairs per round, after one round that does not count."""
+    """Tokens per second of two exported folders, in turn: pairs per round, as `prunekit eval --speed` takes them."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders]
-    ids = token_ids(1)[:, :PROMPT]
-    found: dict[str, Any] = {"blocks": models[1].config.num_hidden_layers}
-    with torch.inference_mode():
-        for name, rate in (("prefill", prefill), ("decoding", decoding)):
-            found[name] = [[rate(model, ids) for model in models] for _ in range(rounds + 1)][1:]
-    return found
+    from prunekit.checkpoint import Checkpoint
+    from prunekit.evaluate.speed import Place, Runner, SpeedOptions, timed
 
-
-def prefill(model: Any, ids: Any) -> float:
-    """Tokens per second of one forward pass over the prompt."""
-    return ids.numel() / seconds(lambda: model(input_ids=ids, use_cache=True))
-
-
-def decoding(model: Any, ids: Any) -> float:
-    """Tokens per second of greedy decoding with the cache of the prompt."""
-    answer = model(input_ids=ids, use_cache=True)
-
-    def decode() -> None:
-        nonlocal answer
-        for _ in range(DECODED):
-            token = answer.logits[:, -1:].argmax(-1)
-            answer = model(input_ids=token, past_key_values=answer.past_key_values, use_cache=True)
-
-    return DECODED / seconds(decode)
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """How long it takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    options = SpeedOptions(prompt_tokens=PROMPT, new_tokens=DECODED + 1, rounds=rounds)
+    place = Place(torch.device("cpu"), torch.float32)
+    runners = [Runner.load(Checkpoint.open(Path(folder)), options, place) for folder in folders]
+    pairs = list(zip(*timed(runners, rounds), strict=True))
+    return {
+        "blocks": runners[1].model.config.num_hidden_layers,
+        "prefill": [[PROMPT / one.first for one in pair] for pair in pairs],
+        "decoding": [[DECODED / one.rest for one in pair] for pair in pairs],
+    }
 
 
 TABLES = {"plan": table_of_planning, "training": table_of_training, "speed": table_of_speed}

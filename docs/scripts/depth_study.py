@@ -162,7 +162,8 @@ class Study:
         return settings.build(flags, [f"options.{key}={json.dumps(value)}" for key, value in options.items()])[0]
 
     def _measure(self, model: str) -> list[float]:
-        done = assessment.evaluate([model], sets=self.texts, windows=self.given.windows, offline=True)
+        texts = assessment.Texts(self.texts, windows=self.given.windows)
+        done = assessment.evaluate([model], texts=texts, offline=True)
         return [float(found.value) for found in done.models[0].perplexity]
 
     def tables(self) -> str:

@@ -60,8 +60,7 @@ def _show(run: Run, done: "Outcome", found: "Repeat", recipe: "Recipe") -> None:
     if not run.screen.quiet:
         run.screen.show(facts(outcome.summary(done, str(recipe.model))))
         run.screen.show(facts(differences(found)))
-    data = done.model_dump(mode="json") | {"repeat": found.model_dump(mode="json")}
-    run.screen.result(data, done.output)
+    run.screen.result(done.model_dump(mode="json"), done.output)
 
 
 def differences(found: "Repeat") -> list[tuple[str, str]]:

@@ -124,4 +124,4 @@ def percent(share: float | None) -> str:
 
 def fixed(value: "Number | None") -> str:
     """A number with four digits behind the point; `nan` and `inf` as they are."""
-    return DASH if value is None else f"{value:.4f}" if isinstance(value, float) else value
+    return DASH if value is None else value if isinstance(value, str) else f"{value:.4f}"

@@ -48,7 +48,7 @@ def push(
     _show(run, upload, dry_run)
     if not dry_run:
         upload = pushing.push(place, upload, force=force)
-    run.screen.result(upload.model_dump(mode="json") | {"dry_run": dry_run}, *([upload.url] if upload.url else []))
+    run.screen.result(upload.model_dump(mode="json"), *([upload.url] if upload.url else []))
 
 
 def _show(run: Run, upload: "Upload", dry_run: bool) -> None:

@@ -60,6 +60,22 @@ class Perplexity(Frozen):
     sha256: str = Field(description="Of the token ids: where it differs, perplexities cannot be compared.")
 
 
+class BeforeAndAfter(Frozen):
+    """The quick perplexity of a run, as `prune --json` and the manifest hold it."""
+
+    before: Number
+    after: Number
+    calibration_text: bool = Field(description="Whether it is on the text that was calibrated on.")
+    set: str
+    revision: str | None
+    split: str
+    protocol: str
+    join: str
+    window: int
+    windows: int
+    tokens: int
+
+
 class Accuracy(Frozen):
     """One metric of one lm-eval task."""
 

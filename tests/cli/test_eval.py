@@ -1,10 +1,14 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prunekit.assessment import Texts
 from prunekit.evaluate.gates import Gates
-from prunekit.evaluate.rows import Count, Evaluation, Perplexity, Row, Size
+from prunekit.evaluate.rows import Accuracy, Count, Evaluation, Perplexity, Rate, Row, Size, Speed
+from prunekit.evaluate.speed import SpeedOptions
+from prunekit.evaluate.tasks import TaskOptions
 from prunekit.evaluate.verdicts import judge
 
 from .conftest import Run
@@ -75,9 +79,13 @@ def test_without_a_baseline_nothing_is_compared(run: Run, called: dict[str, Any]
     assert "baseline" not in run("eval", "model").stdout
 
 
-def test_options_reach_the_pipeline(run: Run, called: dict[str, Any]) -> None:
+def test_options_reach_the_measurement(run: Run, called: dict[str, Any]) -> None:
     words = ["--ppl", "c4", "--ppl", "ptb", "--protocol", "wanda", "--windows", "3", "--device", "cpu", "--offline"]
-    words += ["--offload", "disk", "--ppl-column", "body"]
+    words += ["--offload", "disk", "--ppl-column", "body", "--tasks", "piqa,arc_easy", "--tasks", "mine.yaml"]
+    words += ["--include-path", "mine", "--limit", "9", "--num-fewshot", "2", "--batch-size", "4", "--speed"]
+    words += ["--prompt-tokens", "64", "--new-tokens", "8", "--rounds", "7", "--compile", "--max-kl", "0.5"]
+    words += ["--min-acc", "piqa=0.6", "--min-acc", "arc_easy/acc_norm=0.5", "--min-speedup", "1.2"]
+    words += ["--max-acc-drop", "2pt", "--exit-zero"]
     result = run("eval", "one", "two", *words, "--dtype", "float32", "--trust-remote-code")
     called.pop("progress")
 
@@ -85,17 +93,48 @@ def test_options_reach_the_pipeline(run: Run, called: dict[str, Any]) -> None:
     assert called == {
         "models": ["one", "two"],
         "baseline": None,
-        "sets": ["c4", "ptb"],
-        "protocol": "wanda",
+        "texts": Texts(["c4", "ptb"], "wanda", "body", 3),
+        "tasks": TaskOptions(["piqa", "arc_easy", "mine.yaml"], [Path("mine")], 9, 2, 4),
+        "speed": SpeedOptions(4, 64, 8, 7, True),
+        "gates": Gates(
+            max_kl=0.5, min_acc={"piqa": 0.6, "arc_easy/acc_norm": 0.5}, min_speedup=1.2, max_acc_drop="2pt"
+        ),
         "device": "cpu",
         "dtype": "float32",
         "offload": "disk",
-        "column": "body",
-        "windows": 3,
-        "gates": Gates(),
         "offline": True,
         "trust_remote_code": True,
     }
+
+
+def test_what_is_not_asked_for_is_not_measured(run: Run, called: dict[str, Any]) -> None:
+    run("eval", "one")
+    assert (called["tasks"], called["speed"], called["gates"]) == (None, None, Gates())
+
+
+def test_tasks_and_speeds_have_tables_of_their_own(run: Run, called: dict[str, Any]) -> None:
+    rate = Rate(value=100.0, low=90.0, high=110.0)
+    faster = rate.model_copy(update={"value": 150.0, "ratio": 1.5, "ratio_low": 1.4, "ratio_high": 1.6})
+    count = Count(value=4000)
+    rest = {"rounds": 7, "batch_size": 1, "prompt_tokens": 64, "new_tokens": 8, "device": "cpu", "dtype": "float32"}
+    rest |= {"threads": 2, "compiled": False, "peak_memory": None, "flops_per_token": count}
+    scored = {"task": "piqa", "metric": "acc", "stderr": 0.01, "documents": 9, "few_shot": 0, "version": "1"}
+    called["rows"] = tuple(
+        one.model_copy(
+            update={
+                "tasks": (Accuracy(value=0.5, ratio=1.0, **scored),),
+                "speed": Speed(prefill=speed, decode=speed, first_token=speed, **rest),
+            }
+        )
+        for one, speed in ((DENSE, rate), (PRUNED, faster))
+    )
+    lines = [line.split() for line in run("eval", "pruned", "--baseline", "dense").stdout.splitlines()]
+
+    assert ["pruned", "piqa", "acc", "9", "0.5000", "0.0100", "+0.0", "%"] in lines
+    assert ["dense", "decode,", "tokens/s", "100.0", "90.0", "to", "110.0", "-", "-"] in lines
+    assert ["pruned", "decode,", "tokens/s", "150.0", "90.0", "to", "110.0", "x", "1.50", "1.40", "to", "1.60"] in lines
+    assert ["pruned", "-", "-", "4,000", "-"] in lines
+    assert " ".join(lines[-1]) == "speed: 1 x 64 prompt tokens, 8 new ones, 7 rounds, cpu, float32, 2 threads"
 
 
 def test_a_dash_is_what_prune_printed(run: Run, called: dict[str, Any]) -> None:

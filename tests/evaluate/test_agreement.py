@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prunekit import assessment, loss
+from prunekit.assessment import Texts
 from prunekit.evaluate import agreement
 from prunekit.evaluate.agreement import Agreement, divergence
 from prunekit.model import PrunableModel
@@ -70,7 +71,7 @@ def test_figures_are_those_of_plain_transformers(tiny_llama: Model, text: str) -
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     one, other = tiny_llama(name="one"), tiny_llama(name="other", seed=1)
-    row = assessment.evaluate([str(other)], baseline=str(one), sets=[text], windows=3).models[1].perplexity[0]
+    row = assessment.evaluate([str(other)], baseline=str(one), texts=Texts([text], windows=3)).models[1].perplexity[0]
 
     ids = AutoTokenizer.from_pretrained(one)(Path(text).read_text(), return_tensors="pt", verbose=False).input_ids
     windows = ids[0, : 3 * 128].view(3, 128)
@@ -86,7 +87,7 @@ def test_figures_are_those_of_plain_transformers(tiny_llama: Model, text: str) -
 
 def test_a_model_agrees_with_itself_to_the_bit(tiny_llama: Model, text: str) -> None:
     one = str(tiny_llama())
-    done = assessment.evaluate([one], baseline=one, sets=[text], windows=3)
+    done = assessment.evaluate([one], baseline=one, texts=Texts([text], windows=3))
     dense, itself = done.models
     (mine,) = itself.perplexity
 
@@ -98,8 +99,8 @@ def test_a_model_agrees_with_itself_to_the_bit(tiny_llama: Model, text: str) -> 
 
 def test_hidden_states_of_both_can_wait_on_disk(tiny_llama: Model, text: str) -> None:
     one, other = str(tiny_llama(name="one")), str(tiny_llama(name="other", seed=1))
-    kept = assessment.evaluate([other], baseline=one, sets=[text, text], windows=2)
-    assert assessment.evaluate([other], baseline=one, sets=[text, text], windows=2, offload="disk") == kept
+    kept = assessment.evaluate([other], baseline=one, texts=Texts([text, text], windows=2))
+    assert assessment.evaluate([other], baseline=one, texts=Texts([text, text], windows=2), offload="disk") == kept
 
 
 def test_the_baseline_goes_through_a_text_once_for_all_models(
@@ -115,12 +116,12 @@ def test_the_baseline_goes_through_a_text_once_for_all_models(
     monkeypatch.setattr(agreement.walk, "passed", watched)
     folders = [tiny_llama(name=name, seed=seed) for seed, name in enumerate(("dense", "one", "other"))]
     dense, *models = map(str, folders)
-    assessment.evaluate(models, baseline=dense, sets=[text], windows=2)
+    assessment.evaluate(models, baseline=dense, texts=Texts([text], windows=2))
     assert walked == folders
 
 
 def test_models_that_choose_from_other_vocabularies_are_not_compared(tiny_llama: Model, text: str) -> None:
     one, other = str(tiny_llama(name="one")), str(tiny_llama(name="other", vocab_size=352))
-    figure = assessment.evaluate([other], baseline=one, sets=[text], windows=1).models[1].perplexity[0]
+    figure = assessment.evaluate([other], baseline=one, texts=Texts([text], windows=1)).models[1].perplexity[0]
     assert (figure.kl, figure.agreement) == (None, None)
     assert figure.ratio is not None, "perplexity on the same tokens can be compared"
