@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from prunekit.evaluate.rows import Number, Row
+from prunekit.evaluate.gates import Gates
+from prunekit.evaluate.rows import Count, Number, Perplexity, Row, Size, Verdict
+from prunekit.evaluate.verdicts import judge
 from prunekit.manifest import Manifest
 from prunekit.plan import Frozen
 from prunekit.recipe import FREE
@@ -153,6 +155,19 @@ def _badness(run: Run) -> float | None:
     """The quality as something to be small; a model that gives no number is infinitely bad, and on no front."""
     value = run.quality
     return None if value is None or isinstance(value, str) or value == INFINITE else value
+
+
+def judged(run: Run, gates: Gates) -> tuple[Verdict, ...]:
+    """What became of limits, by what a run itself measured and by the files."""
+    size = Size(parameters=Count(value=run.parameters), stored_bytes=Count(value=run.stored_bytes))
+    known = run.perplexity
+    quality = () if known is None else (_as_measured(known),)
+    return judge(gates, [Row(model=run.name, baseline=False, size=size, perplexity=quality)])
+
+
+def _as_measured(known: Quality) -> Perplexity:
+    given = known.model_dump(exclude={"before", "after"})
+    return Perplexity(value=known.after, split="", join="", sha256="", **given)
 
 
 def _run(name: str, folder: Path, manifest: Manifest, differing: Sequence[str]) -> Run:

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from prunekit import pipeline, runs
 from prunekit.errors import PrunekitError, ResourceError, UsageError
+from prunekit.evaluate.rows import Verdict
 from prunekit.grid import Cell
 from prunekit.job import Job
 from prunekit.manifest import MANIFEST, Manifest, Source, changes, portable
@@ -53,6 +54,7 @@ class Sweep(Frozen):
     output: str = Field(description="The folder of the sweep.")
     cells: tuple[CellResult, ...]
     table: Runs = Field(description="The cells that are done.")
+    gates: tuple[Verdict, ...] = Field(default=(), description="What became of the recipe's limits in these.")
 
     @property
     def failed(self) -> list[CellResult]:
@@ -115,7 +117,9 @@ def sweep(
         survey = Survey(done, dense, options.output / MEASURED, progress or Silent())
         known = survey.answers(questions or Questions(offline=options.offline), count=True)
         table = runs.table(done, known.rows, known.baseline, known.work)
-        result = Sweep(output=str(options.output), cells=tuple(found.values()), table=table)
+        limits = {cell.name: cell.recipe.gates for cell in cells}
+        gates = tuple(verdict for run in table.runs for verdict in runs.judged(run, limits[run.name]))
+        result = Sweep(output=str(options.output), cells=tuple(found.values()), table=table, gates=gates)
         return write(result, options.output)
 
 

@@ -109,6 +109,16 @@ def test_a_cell_that_cannot_be_run_stops_no_other_and_gives_its_exit_code(sweep:
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == ended.json()
 
 
+def test_limits_are_judged_for_every_cell_also_for_those_that_were_kept(sweep: Sweep, whole: dict[str, Any]) -> None:
+    small = RECIPE.replace("[magnitude, shortgpt]", "shortgpt")
+    first = sweep("--max-params", "50K", "--json", recipe=small)
+    gates = {verdict["model"]: verdict["passed"] for verdict in first.json()["gates"]}
+    assert first.code == 1 and set(gates) == set(CELLS[3:]) and not all(gates.values())
+    again = sweep("--max-params", "50K", "--exit-zero", "--json", recipe=small)
+    assert (again.code, again.json()["gates"]) == (0, first.json()["gates"])
+    assert set(states(again).values()) == {"kept"}
+
+
 def test_processes_that_run_cells_at_once_write_the_same(sweep: Sweep, whole: dict[str, Any], tmp_path: Path) -> None:
     ended = sweep("--jobs", "2", "--json", recipe=RECIPE.replace("[magnitude, shortgpt]", "shortgpt"))
     assert (ended.code, measured(ended)) == (0, 1), ended.stderr

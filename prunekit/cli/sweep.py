@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli import options, reporting
+from prunekit.cli import options, reporting, verdicts
 from prunekit.cli.asking import questions
 from prunekit.cli.command import Run, command
 from prunekit.cli.failures import end_with
@@ -23,7 +23,14 @@ File = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe in which se
 
 
 @command(
-    PLANNING, options.MEASURING, options.TASKING, options.TIMING, options.LIMITS, options.WRITING, options.REPORTING
+    PLANNING,
+    options.MEASURING,
+    options.TASKING,
+    options.TIMING,
+    options.LIMITS,
+    options.JUDGING,
+    options.WRITING,
+    options.REPORTING,
 )
 def sweep(
     run: Run,
@@ -65,3 +72,4 @@ def sweep(
         first, more = done.failed[0], len(done.failed) - 1
         others = f", and {more} more cell{'s' * (more > 1)} failed" if more else ""
         end_with(PrunekitError(f"{first.name} failed: {first.error}{others}"), first.code)
+    verdicts.report(run, done.gates)

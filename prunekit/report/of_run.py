@@ -1,6 +1,6 @@
 """The report of one run, from its outcome and the manifest it wrote."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ def of_run(done: "Outcome", source: Path, said: "Sequence[Continuation]" = (), r
             gates(done.gates),
             sample(said, remark),
             Section("Verification", text=[_verified(done.verification)], tables=_checks(done.verification)),
+            repeated(done.repeat),
             Section("Notes", text=done.notes),
             Section("Repeat", text=[_with(manifest)], passages=[Passage("Command", command(manifest))]),
             Section("Manifest", folded=Passage("prunekit.json", manifest.to_json().rstrip())),
@@ -113,6 +114,18 @@ def gates(verdicts: Sequence[Verdict]) -> Section:
     failed = frozenset(place for place, one in enumerate(verdicts) if not one.passed)
     headers = ["verdict", "gate", "model", "about", "why"]
     return Section("Gates", tables=[Table("Limits that were set", headers, rows, bad=failed)] if rows else [])
+
+
+def repeated(found: Mapping[str, Any] | None) -> Section:
+    """How a run compares with the one it repeats."""
+    if found is None:
+        return Section("Repeated")
+    kinds = ("environment", "settings", "record")
+    rows = [[name, kind, change] for kind in kinds for name, change in found[kind].items()]
+    differing = [Table("What is not the same", ["", "kind", "now, and then"], rows)] if rows else []
+    weights = {"equal": "equal to the byte", "differ": "different", "absent": "not compared, for there were none"}
+    text = f"It repeats {found['manifest']}; the weights are {weights[found['weights']]}."
+    return Section("Repeated", text=[text, *filter(None, [found["difference"]])], tables=differing)
 
 
 def sample(said: "Sequence[Continuation]", remark: str) -> Section:

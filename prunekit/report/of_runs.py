@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from prunekit.evaluate.rows import Row
+from prunekit.evaluate.rows import Row, Verdict
 from prunekit.report.content import Cell, Passage, Report, Section, Table
 from prunekit.report.figures import of_rows, of_runs
 from prunekit.report.of_evaluation import tables
+from prunekit.report.of_run import gates
 from prunekit.report.words import change, listed, megabytes, number, percent, plural
 from prunekit.runs import Run, Runs
 from prunekit.sweep import Sweep
@@ -17,11 +18,16 @@ def of_sweep(done: Sweep, command: str) -> Report:
     """The report of a grid: that of its cells, and those that failed."""
     rows = [[cell.name, cell.error or ""] for cell in done.failed]
     failed = [Table("Cells that could not be run", ["cell", "why"], rows)] if rows else []
-    return report_of_runs(done.table, command, "Sweep", done.model_dump_json(indent=2), failed)
+    return report_of_runs(done.table, command, "Sweep", done.model_dump_json(indent=2), failed, done.gates)
 
 
 def report_of_runs(
-    found: Runs, command: str, kind: str = "Comparison", record: str = "", failed: Sequence[Table] = ()
+    found: Runs,
+    command: str,
+    kind: str = "Comparison",
+    record: str = "",
+    failed: Sequence[Table] = (),
+    verdicts: Sequence[Verdict] = (),
 ) -> Report:
     """One table, the pictures with their Pareto fronts, and what was measured of each run."""
     measured = [row for row in (found.baseline, *(run.measured for run in found.runs)) if row]
@@ -32,6 +38,7 @@ def report_of_runs(
         sections=[
             Section("Runs", text=found.notes, tables=[table(found.runs), *failed] if found.runs else failed),
             Section("Quality against cost", figures=of_runs(found.runs, found.baseline)),
+            gates(verdicts),
             Section("Measured", tables=tables(measured), figures=of_rows(_first(measured))),
             Section("Repeat", passages=[Passage("Command", command)]),
             Section("Record", folded=Passage("as JSON", record or found.model_dump_json(indent=2))),
