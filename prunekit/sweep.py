@@ -13,6 +13,7 @@ goes on from its staging folder, as any run does.
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,8 +111,9 @@ def sweep(
                 open_cells.append(cell)
             elif isinstance(state, PrunekitError):
                 found[cell.name] = _failed(cell.name, state)
-        for name, answer in _run(open_cells, options, jobs, progress or Silent()):
-            found[name] = answer
+        with _keeping():
+            for name, answer in _run(open_cells, options, jobs, progress or Silent()):
+                found[name] = answer
         done = {cell.name: options.output / cell.name for cell in cells if found[cell.name].state != "failed"}
         dense = {cell.name: str(cell.recipe.model) for cell in cells if cell.name in done}
         survey = Survey(done, dense, options.output / MEASURED, progress or Silent())
@@ -121,6 +123,16 @@ def sweep(
         gates = tuple(verdict for run in table.runs for verdict in runs.judged(run, limits[run.name]))
         result = Sweep(output=str(options.output), cells=tuple(found.values()), table=table, gates=gates)
         return write(result, options.output)
+
+
+@contextmanager
+def _keeping() -> Iterator[None]:
+    """Say of whatever ends a sweep in its midst that what is finished is kept (see `cli.failures`)."""
+    try:
+        yield
+    except BaseException as error:
+        vars(error)["kept"] = "finished cells"
+        raise
 
 
 def write(result: Sweep, output: Path) -> Sweep:

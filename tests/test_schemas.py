@@ -98,7 +98,9 @@ def test_what_compare_sweep_push_and_a_repeated_run_print_is_valid(
     tiny_llama: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, grid, out = tiny_llama(), tmp_path / "grid.yaml", tmp_path / "out"
-    grid.write_text("method: layers\noptions: {layers: {blocks: ['1', '2', '9']}}\nexport: {verify: off}\n")
+    grid.write_text(
+        "method: [magnitude, layers]\nratio: [0.3, 0.5]\noptions: {layers: {blocks: '9'}}\nexport: {verify: off}\n"
+    )
     quick = ("--ppl", text, "--protocol", "llm-pruner", "--eval-windows", 2)
     result = CliRunner().invoke(app, [*map(str, ("sweep", grid, model, *quick, "-o", out)), "--json", "-q"])
     assert result.exit_code != 0, "block 9 does not exist"

@@ -121,10 +121,11 @@ def explain(error: BaseException, call: Call | None = None) -> PrunekitError:
 
 def _what_is_kept(error: BaseException, call: Call) -> str | None:
     """How the run can go on, where the working folder says that it keeps something (see `staging`)."""
-    if not getattr(error, "kept", False):
+    if not (kept := getattr(error, "kept", False)):
         return None
+    what = kept if isinstance(kept, str) else "finished blocks"
     same = "the same command without --restart" if _asked("--restart", call.words) else "the same command"
-    return f"the finished blocks are kept; {same} goes on from them"
+    return f"the {what} are kept; {same} goes on from them"
 
 
 def _less_memory(error: BaseException, call: Call) -> str:
