@@ -135,8 +135,8 @@ def _read_out(bars: Sequence[svg.Bar]) -> str:
 
 
 SIZE = ("Quality against size", "size of the weight files, in MB", "further left")
-SPEED = ("Quality against speed", "decoding speed, as a multiple of the dense model's", "further right")
-WORK = ("Quality against work", "operations per token, as a multiple of the dense model's", "further left")
+SPEED = ("Quality against speed", "decoding speed, relative to the dense model", "further right")
+WORK = ("Quality against work", "operations per token, relative to the dense model", "further left")
 
 
 def of_runs(runs: Sequence[Run], baseline: Row | None = None) -> list[Figure]:
@@ -172,7 +172,7 @@ def _picture(
         points.append(svg.Point("dense", dense, 1.0, reference=True))
     best = [f"{place} {run.name}" for place, run in enumerate(runs, 1) if kind in run.fronts]
     summary = f"Lower and {better} is better. No other run is better in both than {', '.join(best)}."
-    return Figure(title, svg.scatter(points, across, "perplexity, as a multiple of the dense model's"), summary)
+    return Figure(title, svg.scatter(points, across, "perplexity, relative to the dense model"), summary)
 
 
 def _right(*names: str) -> frozenset[str]:

@@ -144,7 +144,9 @@ def scatter(points: Sequence[Point], across: str, upward: str, unit: Callable[[f
         else:
             shape = '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4.5"/>'
             parts.append(Markup(shape).format("point best" if point.front else "point", x, y))
-    parts += [_text(x + 7, y - 6, label, "name") for x, y, label in _labels(points, place)]
+    for x, y, label in _labels(points, place):
+        end = x > 0.7 * WIDTH  # a label on the right reaches to the left
+        parts.append(_text(x - 7 if end else x + 7, y - 6, label, "name", "end" if end else "start"))
     parts.append(_text((LEFT + WIDTH) / 2, height - 6, across, "axis", "middle"))
     parts.append(_text(4, 10, upward, "axis"))
     return _drawing(parts, height)
