@@ -47,7 +47,8 @@ first line or as the `output` of a JSON object.
 | 70 | internal error: one line, and a log file with the details |
 | 130, 143 | interrupted, terminated; the finished blocks are kept |
 
-With `--json` an error is an object, too: `{"error": {"code", "kind", "message", "hint"}}`.
+With `--json` an error is an object, too: `{"error": {"code", "kind", "message", "hint"}}`. A limit that was missed is
+none: the result is printed, with the verdicts under `gates`.
 
 ## Options of every command
 """

@@ -111,7 +111,9 @@ def test_files_and_data_that_are_missing_are_input_errors(tmp_path: Path) -> Non
         Tasks.find(TaskOptions([str(tmp_path / "no.yaml")]), tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
         Tasks.find(TaskOptions(["sample"], include=[tmp_path / "no"]), tmp_path)
-    (tmp_path / "bad.yaml").write_text(json.dumps({"task": "bad", "dataset_path": "json", "test_split": "test"}))
+    missing = {"data_files": {"test": str(tmp_path / "no.jsonl")}, "cache_dir": str(tmp_path / "c")}
+    bad = {"task": "bad", "dataset_path": "json", "dataset_kwargs": missing, "test_split": "test"}
+    (tmp_path / "bad.yaml").write_text(json.dumps(bad))
     with pytest.raises(InputError, match=r"the tasks bad.yaml cannot be loaded"):
         Tasks.find(TaskOptions([str(tmp_path / "bad.yaml")]), tmp_path)
 
