@@ -20,6 +20,7 @@ from prunekit.errors import GateFailure, InputError, PrunekitError, ResourceErro
 
 LESS_MEMORY = ("--batch-size 1", "--offload disk", "--mode streaming", "--no-sparsity")
 LESS_DEVICE_MEMORY = ("--batch-size 1", "--device cpu")
+DEFAULT = ("eval", "--batch-size 1")  # what a command does anyway need not be said
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 FALSE = ("", "0", "false", "no", "off", "n", "f")
 
@@ -62,8 +63,9 @@ class Call:
 
     def could_add(self, choice: str) -> bool:
         """Whether `--option value` is something that the command takes and that was not typed."""
-        typed = " ".join(self.words).replace("=", " ")
-        return choice.partition(" ")[0] in self.options and f" {choice} " not in f" {typed} "
+        typed, option = " ".join(self.words).replace("=", " "), choice.partition(" ")[0]
+        is_default = (*self.words[:1], choice) == DEFAULT and option not in typed.split()
+        return option in self.options and f" {choice} " not in f" {typed} " and not is_default
 
 
 @contextlib.contextmanager

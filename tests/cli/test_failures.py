@@ -97,6 +97,7 @@ def test_a_run_that_was_cut_short_says_that_the_same_command_goes_on_where_somet
         (("prune", "sample", "--batch-size=1"), "--offload disk needs less memory"),
         (("prune", "sample", "--batch-size", "16"), "--batch-size 1 or --offload disk needs less memory"),
         (("eval", "sample"), "--offload disk needs less memory"),
+        (("eval", "sample", "--batch-size", "8"), "--batch-size 1 or --offload disk needs less memory"),
         (("apply", "plan.json"), "--offload disk needs less memory"),
         (("eval", "sample", "--offload", "disk"), "repeat it where more memory is free"),
         (("verify", "out"), "--mode streaming needs less memory"),
