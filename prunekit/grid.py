@@ -111,6 +111,8 @@ def _fitted(recipe: Recipe) -> Recipe:
     useless = [] if needs.ratio else ["ratio"]
     useless += [] if needs.budget else ["allocator", "allocator_options", "pattern"]
     useless += [] if needs.blocks else ["protect_blocks"]
+    if not getattr(needs, "widths", False):
+        useless += [name for name in ("layout", "width_multiple") if name in Recipe.model_fields]
     recipe = recipe.model_copy(update={name: getattr(defaults, name) for name in useless})
     if needs.calibration or recipes.allocator(recipe).needs.calibration:
         return recipe
