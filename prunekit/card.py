@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData, metadata_load
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
+from prunekit.locate import short_name
 from prunekit.manifest import MANIFEST, Manifest, Result, portable
 from prunekit.staging import write_atomically
+from prunekit.text_hub import NAMED
 
 CARD = "README.md"
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*")
@@ -135,7 +137,31 @@ def _metadata(manifest: Manifest, source: Path) -> ModelCardData:
     if isinstance(language := _front_matter(source / CARD).get("language"), str | list):
         more["language"] = language
     tags = ["prunekit", "pruned", manifest.plan.method]
+    if results := _results(manifest):
+        more |= {"model_name": f"{short_name(manifest.source.name)}-{manifest.plan.method}", "eval_results": results}
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **more)
+
+
+def _results(manifest: Manifest) -> list[EvalResult]:
+    """The perplexity in the hub's form, with the protocol that it depends on; the hub takes numbers only."""
+    found = manifest.perplexity
+    if not found or not isinstance(found["after"], int | float):
+        return []
+    protocol = {key: found[key] for key in ("protocol", "window", "windows", "tokens") if key in found}
+    text = str(found["set"])
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=NAMED[text].repo if text in NAMED else text,
+            dataset_name=text,
+            dataset_revision=found.get("revision"),
+            dataset_split=found.get("split"),
+            metric_type="perplexity",
+            metric_value=round(float(found["after"]), 4),
+            metric_name=f"perplexity, protocol {found['protocol']}",
+            metric_args=protocol,
+        )
+    ]
 
 
 def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[str, str] | None) -> str:
@@ -161,7 +187,7 @@ def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[
         "no other language, no safety. Pruning can change any of them. The source model's limits remain.",
         *_sample(sample),
         "## Repeat",
-        _indented(command),
+        indented(command),
         "Local files are named without their folders." if manifest.source.kind == "folder" else "",
         "With " + ", ".join(" ".join(pair) for pair in sorted(manifest.versions.items())) + ".",
     ]
@@ -245,9 +271,9 @@ def _sample(sample: tuple[str, str] | None) -> list[str]:
     return [
         "## Sample",
         "From the prompt",
-        _indented(prompt),
+        indented(prompt),
         "it goes on, greedily, with",
-        _indented(answer),
+        indented(answer),
     ]
 
 
@@ -259,7 +285,7 @@ def code(text: str) -> str:
     return f"{ticks}{pad}{line}{pad}{ticks}"
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
     """A code block; indentation holds whatever the text contains."""
     shown = "".join(letter if letter.isprintable() or letter == "\n" else UNPRINTABLE for letter in text)
     return "\n".join(f"    {line}" for line in (shown.strip("\n") or " ").split("\n"))

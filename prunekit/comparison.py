@@ -3,6 +3,7 @@
 One pair of tensors is in memory at a time.
 """
 
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class TensorDifference(Frozen):
     zeros_against: float
     changed: float = Field(description="Fraction of the elements that are another number.")
     rewritten: float = Field(description="Fraction that is another number and not zero.")
+    largest: float = Field(description="Largest difference of two elements.")
 
 
 class Comparison(Frozen):
@@ -60,6 +62,29 @@ def compare(folder: Path, against: Path) -> Comparison:
     )
 
 
+def first_difference(folder: Path, against: Path) -> str | None:
+    """The first thing in which the weights of two folders differ, in words; None when the files agree to the byte."""
+    ours, theirs = _weights(folder), _weights(against)
+    if ours.keys() == theirs.keys() and all(cmp(ours[name], theirs[name], shallow=False) for name in ours):
+        return None
+    found = compare(folder, against)
+    if found.missing or found.added:
+        name = (*found.missing, *found.added)[0]
+        return f"{name} is {'missing' if found.missing else 'new'}"
+    if found.reshaped:
+        return next(f"{name} is {form}" for name, form in found.reshaped.items())
+    if not found.differing:
+        return "every tensor is equal, but the files are cut or ordered otherwise"
+    first, total = found.differing[0], found.same + len(found.differing)
+    share = f"{first.changed:.2%} of its numbers are others, by at most {first.largest:.2g}"
+    return f"{len(found.differing)} of {total} tensors differ; in the first, {first.name}, {share}"
+
+
+def _weights(folder: Path) -> dict[str, Path]:
+    """The weight files of a folder and their index, by name."""
+    return {path.name: path for path in sorted(folder.glob("*.safetensors*"))}
+
+
 def _difference(name: str, ours: Checkpoint, theirs: Checkpoint) -> TensorDifference | None:
     mine, other = ours.read([name])[name], theirs.read([name])[name]
     if torch.equal(mine, other):
@@ -72,6 +97,7 @@ def _difference(name: str, ours: Checkpoint, theirs: Checkpoint) -> TensorDiffer
         zeros_against=_fraction(other == 0),
         changed=_fraction(moved),
         rewritten=_fraction(moved & (mine != 0)),
+        largest=float((mine.double() - other.double()).abs().max()),
     )
 
 

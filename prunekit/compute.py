@@ -1,6 +1,7 @@
 """Where a run computes, and in which precision; how weights are stored is another question."""
 
 import ctypes
+import platform
 import sys
 from functools import cache
 
@@ -56,6 +57,21 @@ def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> tor
     for info in checkpoint.tensors.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
     return STORED_DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.float32)
+
+
+def computed_on(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
+    """What rounding depends on beside the versions: the kind of processor, the dtype, threads and processes."""
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "device": device.type,
+        "processor": processor,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processes": processes.started(),
+    }
 
 
 def give_back_memory() -> None:

@@ -2,6 +2,7 @@
 
     PrunekitError            70  internal
     ├── GateFailure           1  it worked, and a limit the user set was missed
+    ├── DifferenceFound       1  it worked, and a repeated run gave something else
     ├── UsageError            2  a flag, option or value is wrong
     │   └── RecipeError       2  the same, in a recipe file
     ├── UnsupportedError      3  this model, method or layout is not supported
@@ -36,6 +37,13 @@ class GateFailure(PrunekitError):
 
     exit_code = 1
     kind = "gate"
+
+
+class DifferenceFound(PrunekitError):
+    """A run was repeated from its manifest, and other weights came out."""
+
+    exit_code = 1
+    kind = "differs"
 
 
 class UsageError(PrunekitError):

@@ -1,8 +1,10 @@
 """A recipe brought to life: the model, its tokenizer, the plug-ins and the calibration set of one run."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from prunekit import __version__, processes, registry
+from prunekit import __version__, processes, registry, token_cache
 from prunekit import recipe as recipes
 from prunekit.allocation import check_budget, refuse_unequal
 from prunekit.calibration import (
@@ -21,8 +23,9 @@ from prunekit.calibration import (
     default_source,
     max_positions,
 )
-from prunekit.checkpoint import Checkpoint
+from prunekit.checkpoint import Checkpoint, read_json
 from prunekit.checks import tolerance
+from prunekit.compute import computed_on
 from prunekit.contract import Allocator, Context, Method
 from prunekit.errors import InputError, UsageError
 from prunekit.evaluate.perplexity import COLUMN, Perplexity, Windows, cut, find_protocol, read_text
@@ -33,7 +36,7 @@ from prunekit.model import PrunableModel
 from prunekit.plan import Pattern, PrunePlan
 from prunekit.progress import Progress
 from prunekit.recipe import ComputeRecipe, Recipe
-from prunekit.staging import Staging
+from prunekit.staging import Staging, storage_errors, write_atomically
 from prunekit.texts import NAMES, evaluation_for
 from prunekit.verify import Verification, verify
 from prunekit.walk import default_batch_size
@@ -58,6 +61,7 @@ class Job:
     progress: Progress
     offline: bool
     remarks: list[str] = field(default_factory=list)
+    dense: Path | None = None  # where perplexities of dense models are kept for other runs
 
     @classmethod
     def load(cls, recipe: Recipe, progress: Progress, offline: bool) -> "Job":
@@ -120,8 +124,30 @@ class Job:
             return None
         self.model.edits = staging if pruned else None
         offload = staging.hidden / "perplexity" if self.recipe.compute.offload == "disk" else None
-        title = "perplexity after" if pruned else "perplexity before"
-        return self.windows.measure(self.model, self.progress, offload, title)
+        if pruned or self.dense is None:
+            title = "perplexity after" if pruned else "perplexity before"
+            return self.windows.measure(self.model, self.progress, offload, title)
+        return self._remembered(self.dense, self.windows, offload)
+
+    def measure_dense(self) -> None:
+        """Measure the dense model for the runs that share `dense`, unless that was done."""
+        if self.windows is not None and self.dense is not None:
+            offload = self.dense / "hidden" if self.recipe.compute.offload == "disk" else None
+            self._remembered(self.dense, self.windows, offload)
+
+    def _remembered(self, folder: Path, windows: Windows, offload: Path | None) -> Perplexity:
+        """The dense model's perplexity from a file of the folder, which is written where it is missing."""
+        depends = {"dtype": str(self.model.dtype), "device": self.model.device.type, "versions": versions()}
+        ids = [*windows.ids.shape, token_cache.digest(windows.ids)]
+        key = token_cache.key(source=self.source, ids=ids, join=windows.join, **depends)
+        path = folder / f"{windows.protocol}-{key[:16]}.json"
+        if path.is_file():
+            return Perplexity.read(read_json(path))
+        measured = windows.measure(self.model, self.progress, offload, "perplexity before")
+        with storage_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(measured.record(), indent=2) + "\n")
+        return measured
 
     @cached_property
     def windows(self) -> Windows | None:
@@ -175,6 +201,7 @@ class Job:
             recipe=plan.recipe,
             plan=plan,
             plug_ins=self.plug_ins(),
+            computed=computed_on(self.model.device, self.model.dtype),
             calibration=self.calibration and self.calibration.record(),
             result=result,
             perplexity=perplexity,

@@ -81,6 +81,9 @@ class Manifest(Frozen):
     prunekit: str = Field(default=__version__, description="Version of prunekit.")
     versions: dict[str, str] = Field(description="Versions of the libraries that computed and wrote the weights.")
     plug_ins: dict[str, str] = Field(default={}, description="Method and allocator -> distribution and its version.")
+    computed: dict[str, str | int] = Field(
+        default={}, description="What rounding depends on beside the versions: device, dtype, threads, processes."
+    )
     source: Source
     recipe: dict[str, Any] = Field(description="Every setting of the run, defaults included.")
     plan: PrunePlan = Field(description="What was decided, place by place.")
@@ -102,12 +105,17 @@ class Manifest(Frozen):
         plan = plan.model_copy(update={"recipe": settings})
         kept = {key: portable(value) if isinstance(value, dict) else value for key, value in rest.items()}
         return cls(
-            versions={name: version(name) for name in RECORDED},
+            versions=cls.installed(),
             source=source,
             recipe=settings,
             plan=plan,
             **kept,
         )
+
+    @staticmethod
+    def installed() -> dict[str, str]:
+        """Versions of the libraries that compute and write weights here."""
+        return {name: version(name) for name in RECORDED}
 
     def to_json(self) -> str:
         """Indented JSON with sorted keys and a final newline."""
@@ -141,6 +149,20 @@ def _refuse_newer(text: str, path: Path) -> None:
             f"{path} was written by a newer prunekit: its schema is {found[1]}, and this one reads {SCHEMA_VERSION}",
             hint="pip install --upgrade prunekit",
         )
+
+
+def changes(first: Any, second: Any, path: str = "") -> dict[str, str]:
+    """Dotted path of every leaf in which two records differ -> `new, was old`; a list counts as a leaf."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = sorted(first.keys() | second.keys())
+        parts = [changes(first.get(key), second.get(key), f"{path}.{key}".lstrip(".")) for key in keys]
+        return {name: change for part in parts for name, change in part.items()}
+    return {} if first == second else {path: f"{_short(second)}, was {_short(first)}"}
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:16]}…"
 
 
 def portable(value: Any) -> Any:

@@ -4,6 +4,7 @@ What takes long is done by the modules this one calls; what is printed is printe
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class Outcome(Frozen):
     seconds: float
     resumed_blocks: int = Field(description="Blocks taken over from an interrupted run.")
     gates: tuple[Verdict, ...] = Field(default=(), description="What became of the recipe's limits.")
+    repeat: dict[str, Any] | None = Field(
+        default=None, description="How the run compares with the one whose manifest it repeats (`prune --from`)."
+    )
 
 
 def prune(
@@ -75,19 +79,25 @@ def prune(
     force: bool = False,
     restart: bool = False,
     offline: bool = False,
+    source: Mapping[str, str] | None = None,
+    dense: Path | None = None,
 ) -> Outcome:
     """Prune a model and write the result as an ordinary model folder; an interrupted run is taken up again.
 
-    Raises every error of `prunekit.errors` but GateFailure; on any of them the target is as it was before.
+    `source` is what the model's files must be, name -> sha256; `dense` a folder that keeps the dense model's perplexity
+    for other runs. Raises every error of `prunekit.errors` but GateFailure; on any the target is as it was before.
     """
     target = output or default_output(recipe)
     _check_target(target, recipe, force)
     refuse_gates(recipe, recipe.evaluation.quick)
     started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
+    job.dense = dense
     refuse_gates(recipe, job.windows is not None)  # finds out, too, if its text cannot be had
-    source = job.model.checkpoint.folder
-    with Staging.open(target, job.signature(), source=source, force=force, restart=restart) as staging, together(job):
+    if source is not None:
+        _refuse_other_files(source, job, "the manifest", "name the model it was made from: prunekit prune MODEL --from")
+    folder = job.model.checkpoint.folder
+    with Staging.open(target, job.signature(), source=folder, force=force, restart=restart) as staging, together(job):
         return _carry_out(job, _planned(job, staging), staging, started)
 
 
@@ -120,7 +130,7 @@ def apply_plan(
     refuse_gates(recipe, recipe.evaluation.quick)
     started = time.perf_counter()
     job = Job.load(recipe, progress or Silent(), offline)
-    _refuse_other_model(plan, job.source, recipe)
+    _refuse_other_files(plan.source, job, "the plan", f"prunekit plan {recipe.model} -m {recipe.method} -o plan.json")
     refuse_gates(recipe, job.windows is not None)  # finds out, too, if its text cannot be had
     if job.method.needs.budget:
         check_plan(job.model, plan)
@@ -262,13 +272,10 @@ def planned_ratio(model: PrunableModel, plan: PrunePlan) -> float:
     return mean_sparsity(model, {path: action.sparsity for path, action in plan.sparsify().items()})
 
 
-def _refuse_other_model(plan: PrunePlan, source: dict[str, str], recipe: Recipe) -> None:
-    names = sorted(source.keys() | plan.source.keys())
-    if differing := [name for name in names if source.get(name) != plan.source.get(name)]:
-        raise InputError(
-            f"the plan was made for another model: {differing[0]} is not the file it knows",
-            hint=f"prunekit plan {recipe.model} -m {recipe.method} -o plan.json",
-        )
+def _refuse_other_files(known: Mapping[str, str], job: Job, made: str, hint: str) -> None:
+    names = sorted(job.source.keys() | known.keys())
+    if differing := [name for name in names if job.source.get(name) != known.get(name)]:
+        raise InputError(f"{made} was made for another model: {differing[0]} is not the file it knows", hint=hint)
 
 
 def _continuation(job: Job, verification: Verification | None) -> tuple[str, str] | None:

@@ -74,7 +74,23 @@ def build(
     may not let the model's own code run. Raises UsageError, or RecipeError for a file, naming what was found and what
     was expected.
     """
-    given = _from_file(file) | _from_environment(environ or {}) | _from_sets(sets) | _from_flags(flags or {})
+    return finish(collect(flags, sets, environ, file), file, complete=complete)
+
+
+def collect(
+    flags: Mapping[str, Any] | None = None,
+    sets: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> dict[str, Given]:
+    """What was given for each dotted path, the strongest place alone, as it was given."""
+    return _from_file(file) | _from_environment(environ or {}) | _from_sets(sets) | _from_flags(flags or {})
+
+
+def finish(
+    given: dict[str, Given], file: Path | None = None, *, complete: bool = True
+) -> tuple[Recipe, dict[str, Origin]]:
+    """The recipe that `collect`ed values make; see `build`."""
     _name_the_method(given)
     recipe = _validate(given)
     registry.find(recipe.allocator, "allocator")
@@ -248,15 +264,17 @@ def _nest(given: Mapping[str, Given]) -> dict[str, Any]:
     return nested
 
 
-def override(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Recipe:
-    """A recipe that a plan carries, with the settings that are given now put over it.
+def override(
+    recipe: Mapping[str, Any], flags: Mapping[str, Any], sets: Iterable[str] = (), *, name: str = "the plan"
+) -> Recipe:
+    """A recipe that a plan or a manifest carries, with the settings that are given now put over it.
 
-    Raises UsageError as `build` does, also when it is the plan alone that lets the model's own code run.
+    Raises UsageError as `build` does, also when it is what `name` stands for alone that lets the model's own code run.
     """
-    carried = {path: Given(value, "recipe", f"the plan's {path}") for path, value in _flatten(recipe, Path("the plan"))}
-    given = carried | _from_flags(flags)
+    carried = {path: Given(value, "recipe", f"{name}'s {path}") for path, value in _flatten(recipe, Path(name))}
+    given = carried | _from_sets(sets) | _from_flags(flags)
     found = _validate(given)
-    _refuse_foreign_trust(found, given, "the plan")
+    _refuse_foreign_trust(found, given, name)
     return found
 
 

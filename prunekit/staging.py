@@ -399,6 +399,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def locked(path: Path, target: Path) -> Iterator[None]:
+    """Hold a lock file, so that one run at a time works on `target`; raises UsageError when another one does."""
+    with storage_errors(target):
+        descriptor = _acquire(path, target)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _acquire(path: Path, target: Path) -> int:
     """Lock a file for this process, until its descriptor is closed or the process ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

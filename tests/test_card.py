@@ -51,7 +51,13 @@ def card(found: Manifest, source: Path, **more: Any) -> ModelCard:
 def test_front_matter_is_what_the_hub_knows(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage:\n- en\n---\n# Name\n")
     write_card(tmp_path, manifest(), source=tmp_path, command="prunekit prune x", verified="full")
-    assert metadata_load(tmp_path / "README.md") == {
+    found = metadata_load(tmp_path / "README.md") or {}
+    (index,) = found.pop("model-index")
+    (result,) = index["results"]
+    assert (index["name"], result["dataset"]) == ("name-wanda", {"name": "wikitext2", "type": "Salesforce/wikitext"})
+    (metric,) = result["metrics"]
+    assert (metric["type"], metric["value"], metric["args"]["windows"]) == ("perplexity", 15.204, 32)
+    assert found == {
         "base_model": "org/name",
         "base_model_relation": "finetune",
         "language": ["en"],
@@ -175,3 +181,9 @@ def test_the_command_repeats_the_settings_that_are_not_the_default() -> None:
 def test_a_setting_of_any_kind_survives_the_shell_and_yaml(value: Any) -> None:
     word = shlex.split(repeat_command("m", {"options": {"key": value}}))[-1]
     assert yaml.safe_load(word.partition("=")[2]) == value
+
+
+@pytest.mark.parametrize("after", ["nan", "inf"])
+def test_what_is_no_number_is_no_result_of_the_hub(after: str, tmp_path: Path) -> None:
+    found = card(manifest(perplexity=PERPLEXITY | {"after": after}), tmp_path)
+    assert found.data.eval_results is None and after in found.text

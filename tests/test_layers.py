@@ -20,9 +20,9 @@ LAYERS = tuple(
         "calibration walk layer_config layer_proof layer_removal budgets sparsity surgeon allocation outliers harm "
         "depth width width_config narrowing narrowed_walk neurons gates gate_path "
         "fading training_state training adapters",
-        "evaluate registry fields yaml_text recipe settings manifest card layouts loading export rewriting "
-        "comparison checks verify figure inspection",
-        "job lockstep assessment pipeline relayout",
+        "evaluate registry fields yaml_text recipe settings grid workers manifest runs card push layouts loading "
+        "export rewriting comparison checks verify figure inspection",
+        "job lockstep assessment pipeline relayout repeat survey sweep report",
         "cli __main__",
     )
 )

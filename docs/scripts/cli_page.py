@@ -38,7 +38,7 @@ first line or as the `output` of a JSON object.
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | it worked, and a limit that was set was missed |
+| 1 | it worked, and a limit that was set was missed, or a repeated run gave something else |
 | 2 | a flag, a recipe or an option is wrong |
 | 3 | this model, method or layout is not supported; the message says why |
 | 4 | an input is missing or corrupt, or the output cannot be written |

@@ -13,12 +13,22 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from prunekit.evaluate.rows import BeforeAndAfter, Evaluation
 from prunekit.pipeline import Outcome
+from prunekit.push import Upload
+from prunekit.repeat import Repeat
+from prunekit.runs import Runs
+from prunekit.sweep import Sweep
 from prunekit.verify import Verification
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-MODELS: dict[str, type[BaseModel]] = {"eval": Evaluation, "prune": Outcome}
+MODELS: dict[str, type[BaseModel]] = {
+    "eval": Evaluation,
+    "prune": Outcome,
+    "compare": Runs,
+    "sweep": Sweep,
+    "push": Upload,
+}
 INNER: dict[str, dict[str, type[BaseModel]]] = {  # what a model holds as plain JSON, or null
-    "prune": {"perplexity": BeforeAndAfter, "verification": Verification}
+    "prune": {"perplexity": BeforeAndAfter, "verification": Verification, "repeat": Repeat}
 }
 
 

@@ -8,7 +8,21 @@ import typer
 from typer.core import TyperGroup
 
 from prunekit import __version__
-from prunekit.cli import apply, doctor, eval, export, inspect, methods, plan, prune, recipe, verify
+from prunekit.cli import (
+    apply,
+    compare,
+    doctor,
+    eval,
+    export,
+    inspect,
+    methods,
+    plan,
+    prune,
+    push,
+    recipe,
+    sweep,
+    verify,
+)
 from prunekit.cli.command import SETTINGS, Command
 from prunekit.cli.failures import Stopped, reported
 
@@ -56,7 +70,7 @@ app = typer.Typer(
     context_settings=SETTINGS,
 )
 
-for module in (prune, plan, apply, eval, export, inspect, verify, methods, doctor):
+for module in (prune, plan, apply, eval, compare, sweep, export, inspect, verify, push, methods, doctor):
     name = module.__name__.rpartition(".")[2]
     app.command(name, cls=Command, epilog=module.EXAMPLES, context_settings=SETTINGS)(getattr(module, name))
 app.add_typer(recipe.app, name="recipe")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit import processes
-from prunekit.cli import options, outcome
+from prunekit.cli import options, outcome, reporting
 from prunekit.cli.command import Run, command
 from prunekit.cli.models import read_model, read_stdin
 from prunekit.errors import UsageError
@@ -23,7 +23,15 @@ PlanFile = Annotated[
 ]
 
 
-@command(options.WALKING, options.MEASURING, options.LIMITS, options.JUDGING, options.WRITING, shared_work=True)
+@command(
+    options.WALKING,
+    options.MEASURING,
+    options.LIMITS,
+    options.JUDGING,
+    options.WRITING,
+    options.REPORTING,
+    shared_work=True,
+)
 def apply(
     run: Run,
     plan: PlanFile,
@@ -37,6 +45,7 @@ def apply(
     MODEL says where the plan's model is now, if it has moved. Options that are given win over the plan's.
     Code that comes with the model runs only with --trust-remote-code, whatever the plan says.
     """
+    reporting.check(run)
     if plan == model == "-":
         raise UsageError("PLAN and MODEL cannot both be read from standard input", hint="give one a path")
     made = _overridden(read_plan(plan), run)
@@ -58,6 +67,7 @@ def apply(
         offline=run.offline,
     )
     run.screen.done()
+    reporting.of_run(run, done, pipeline.recipe_of(made, source))
     outcome.show(run, done, source or str(made.recipe.get("model")))
 
 

@@ -1,6 +1,6 @@
 """`prunekit eval`: how good models are, side by side."""
 
-from prunekit.cli import options, verdicts
+from prunekit.cli import options, reporting, verdicts
 from prunekit.cli.command import Run, command
 from prunekit.cli.figures import tables
 from prunekit.cli.models import read_models
@@ -17,7 +17,7 @@ prunekit prune sample -m wanda -r 0.5 -q | prunekit eval - --baseline sample --m
 PROTOCOL: options.Group = {"protocol": options.MEASURING["protocol"]}
 
 
-@command(options.WALKING, PROTOCOL, options.LIMITS, options.EVALUATION_LIMITS, options.JUDGING)
+@command(options.WALKING, PROTOCOL, options.LIMITS, options.EVALUATION_LIMITS, options.JUDGING, options.REPORTING)
 def eval(
     run: Run,
     models: options.Models,
@@ -44,6 +44,7 @@ def eval(
     named = [*models, baseline or ""]
     if "-" in named and "-" in (ppl or ()):
         raise UsageError("MODEL and --ppl cannot both be read from standard input", hint="give one a path")
+    reporting.check(run)
     from prunekit import settings
 
     gates = settings.gates(run.values)
@@ -69,5 +70,6 @@ def eval(
         progress=run.screen.progress(),
     )
     run.screen.done()
+    reporting.of_evaluation(run, done, ppl_column)
     run.screen.result(done.model_dump(mode="json"), *tables(done))
     verdicts.report(run, done.gates)

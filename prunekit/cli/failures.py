@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import typer
 
@@ -93,6 +94,12 @@ def report(failure: PrunekitError, *, as_json: bool, details: str = "") -> None:
         write(sys.stderr, f"{details}{_coloured('error:', 31)} {processes.speaker()}{failure.message}\n{hint}")
 
 
+def end_with(failure: PrunekitError, code: int | None = None) -> NoReturn:
+    """End with a failure's exit code where the result has been printed already: one line, and no second JSON object."""
+    report(failure, as_json=False)
+    raise typer.Exit(failure.exit_code if code is None else code)
+
+
 def explain(error: BaseException, call: Call | None = None) -> PrunekitError:
     """Any exception as one of prunekit's, with a message for the person at the terminal."""
     call = call or Call()
@@ -116,10 +123,11 @@ def explain(error: BaseException, call: Call | None = None) -> PrunekitError:
 
 def _what_is_kept(error: BaseException, call: Call) -> str | None:
     """How the run can go on, where the working folder says that it keeps something (see `staging`)."""
-    if not getattr(error, "kept", False):
+    if not (kept := getattr(error, "kept", False)):
         return None
+    what = kept if isinstance(kept, str) else "finished blocks"
     same = "the same command without --restart" if _asked("--restart", call.words) else "the same command"
-    return f"the finished blocks are kept; {same} goes on from them"
+    return f"the {what} are kept; {same} goes on from them"
 
 
 def _less_memory(error: BaseException, call: Call) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from prunekit.cli.bars import bar
 from prunekit.cli.outcome import number
 from prunekit.cli.screen import table
 
@@ -23,18 +24,29 @@ def tables(done: "Evaluation") -> list[Any]:
 
 
 def perplexities(rows: "tuple[Row, ...]", compared: bool) -> Any:
-    """A line for each model and text."""
+    """A line for each model and text, and a bar as long as its perplexity."""
     headers = ["model", "text", "protocol", "windows", "perplexity"]
     more = [RATIO, "KL", "same choice"] if compared else []
-    cells = [cell for row in rows for cell in _perplexity(row, compared)]
-    return table(*headers, *more, rows=cells, right=f"perplexity,{RATIO},KL,same choice")
+    largest = _largest(rows)
+    cells = [cell for row in rows for cell in _perplexity(row, compared, largest)]
+    return table(*headers, *more, "", rows=cells, right=f"perplexity,{RATIO},KL,same choice")
 
 
-def _perplexity(row: "Row", compared: bool) -> Iterator[list[str]]:
+def _perplexity(row: "Row", compared: bool, largest: dict[str, float]) -> Iterator[list[str]]:
     for part in row.perplexity:
         cells = [row.model, part.set, part.protocol, f"{part.windows} x {part.window}", number(part.value)]
         more = [change(part.ratio), fixed(part.kl), percent(part.agreement)]
-        yield [*cells, *more] if compared else cells
+        drawn = bar(part.value, largest[part.set]) if isinstance(part.value, float) else ""
+        yield [*cells, *(more if compared else []), drawn]
+
+
+def _largest(rows: "tuple[Row, ...]") -> dict[str, float]:
+    """The largest perplexity on each text, which has the longest bar."""
+    found: dict[str, float] = {}
+    for part in (part for row in rows for part in row.perplexity):
+        value = part.value if isinstance(part.value, float) else 0.0
+        found[part.set] = max(found.get(part.set, 0.0), value)
+    return found
 
 
 def scores(rows: "tuple[Row, ...]", compared: bool) -> Any:

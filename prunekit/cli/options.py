@@ -327,6 +327,24 @@ Verify = Annotated[
 Force = Annotated[bool, option(EXPORT, None, "Replace what is in OUT.", "--force")]
 Restart = Annotated[bool, option(EXPORT, None, "Drop what an interrupted run has finished.", "--restart")]
 
+From = Annotated[
+    Path | None,
+    option(METHOD, "MANIFEST", "Repeat the run that left this prunekit.json, and compare what comes out.", "--from"),
+]
+
+SweepOutput = Annotated[
+    Path | None, option(EXPORT, "OUT", "Folder of the sweep (default ./RECIPE-sweep).", "-o", "--output")
+]
+SweepForce = Annotated[bool, option(EXPORT, None, "Replace cells that are the result of another run.", "--force")]
+SweepRestart = Annotated[bool, option(EXPORT, None, "Run everything again, whatever is finished.", "--restart")]
+Jobs = Annotated[
+    int, option(COMPUTE, "N", "Cells that run at once, each in a process of its own (default 1).", "--jobs", min=1)
+]
+
+ReportFile = Annotated[
+    Path | None, option(EXPORT, "FILE", "Also write a report: FILE.html, FILE.md or FILE.json.", "--report")
+]
+
 # what is shown
 Json = Annotated[bool, option(GENERAL, None, "Print one JSON object on standard output, errors too.", "--json")]
 Quiet = Annotated[bool, option(GENERAL, None, "Say nothing but errors.", "-q", "--quiet")]
@@ -385,3 +403,16 @@ EVALUATION_LIMITS: Group = {
 JUDGING: Group = {"exit_zero": (ExitZero, False)}
 WRITING: Group = {"max_shard_size": (MaxShardSize, None), "verify": (Verify, None)}
 REPLACING: Group = {"force": (Force, False), "restart": (Restart, False)}
+REPORTING: Group = {"report": (ReportFile, None)}
+TASKING: Group = {  # what compare and sweep ask runs beyond their manifests
+    "tasks": (TaskNames, None),
+    "include_path": (IncludePath, None),
+    "limit": (TaskLimit, None),
+    "num_fewshot": (FewShot, None),
+}
+TIMING: Group = {
+    "speed": (SpeedOption, False),
+    "prompt_tokens": (PromptTokens, 128),
+    "new_tokens": (NewTokens, 32),
+    "rounds": (Rounds, 15),
+}

@@ -1,8 +1,10 @@
 """How a finished run is shown, whether it came from `prune` or from `apply`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli import verdicts
+from prunekit.cli.bars import columns
 from prunekit.cli.command import Run
 from prunekit.cli.progress import duration
 from prunekit.cli.screen import facts
@@ -31,6 +33,8 @@ def summary(outcome: "Outcome", model: str) -> list[tuple[str, str]]:
     rows = [("pruned", f"{outcome.method}{pruned(outcome)}")]
     if outcome.parameters != outcome.parameters_before:
         rows.append(("parameters", parameters(outcome)))
+    if drawn := importance(outcome):
+        rows.append(("importance", drawn))
     if outcome.perplexity:
         rows.append(("perplexity", perplexity(outcome.perplexity)))
     rows.append(("verified", verification(outcome.verification)))
@@ -40,6 +44,18 @@ def summary(outcome: "Outcome", model: str) -> list[tuple[str, str]]:
     rows.append(("output", outcome.output))
     rows.append(("next", f"prunekit eval {outcome.output} --baseline {model}"))
     return rows
+
+
+def importance(outcome: "Outcome") -> str:
+    """A letter for each block of the source, the higher the more it matters, x where it is gone; empty if unknown."""
+    from prunekit.manifest import MANIFEST, Manifest
+
+    if not (Path(outcome.output) / MANIFEST).is_file():
+        return ""
+    values = Manifest.read(Path(outcome.output)).plan.evidence.get("importance")
+    if not isinstance(values, list) or len(values) != outcome.blocks + len(outcome.removed_blocks):
+        return ""
+    return columns(values, outcome.removed_blocks)
 
 
 def pruned(outcome: "Outcome") -> str:

@@ -73,6 +73,12 @@ class Perplexity:
         """As JSON: a value that is no number stays visible as "nan" or "inf"."""
         return asdict(self) | {"value": self.value if math.isfinite(self.value) else str(self.value)}
 
+    @classmethod
+    def read(cls, record: dict[str, Any]) -> "Perplexity":
+        """What `record` gave."""
+        known: dict[str, Any] = record | {"value": float(record["value"])}
+        return cls(**known)
+
 
 @dataclass(frozen=True)
 class Windows:

@@ -28,6 +28,7 @@ OUTCOME: dict[str, Any] = {
     "seconds": 75.0,
     "resumed_blocks": 3,
     "gates": [],
+    "repeat": None,
 }
 
 

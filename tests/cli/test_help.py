@@ -14,7 +14,21 @@ from prunekit.settings import SETTINGS
 
 from .conftest import Run
 
-COMMANDS = ["prune", "plan", "apply", "eval", "export", "inspect", "verify", "methods", "doctor", "recipe"]
+COMMANDS = [
+    "prune",
+    "plan",
+    "apply",
+    "eval",
+    "compare",
+    "sweep",
+    "export",
+    "inspect",
+    "verify",
+    "push",
+    "methods",
+    "doctor",
+    "recipe",
+]
 
 
 def parts(command: str) -> list[Any]:

@@ -1,0 +1,24 @@
+"""Bars made of letters, for tables in a terminal."""
+
+from collections.abc import Collection, Sequence
+
+EIGHTHS = " ▏▎▍▌▋▊▉"
+COLUMNS = "▁▂▃▄▅▆▇█"
+
+
+def bar(value: float, largest: float, width: int = 12) -> str:
+    """A bar as long as `value` is of `largest`, to an eighth of a letter; empty for what is no number."""
+    share = value / largest if largest > 0 and value == value else 0.0
+    whole, rest = divmod(round(max(0.0, min(1.0, share)) * width * 8), 8)
+    return ("█" * whole + EIGHTHS[rest]).rstrip()
+
+
+def columns(values: Sequence[float], gone: Collection[int]) -> str:
+    """One letter per value, as high as its rank among them is; `x` for those that are gone.
+
+    Ranks, for one value is often as large as all others together.
+    """
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    steps = max(1, len(values) - 1)
+    heights = {index: COLUMNS[place * (len(COLUMNS) - 1) // steps] for place, index in enumerate(order)}
+    return "".join("x" if index in gone else heights[index] for index in range(len(values)))

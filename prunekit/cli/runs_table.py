@@ -1,0 +1,55 @@
+"""Runs side by side in the terminal: one table for `compare` and `sweep`."""
+
+from typing import TYPE_CHECKING, Any
+
+from prunekit.cli.bars import bar
+from prunekit.cli.outcome import number
+from prunekit.cli.screen import table
+
+if TYPE_CHECKING:
+    from prunekit.runs import Run, Runs
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+MARK = "*"
+
+
+def tabled(found: "Runs") -> Any:
+    """The table; columns that would say the same in every row, or nothing, are left out."""
+    rows = [cells(run, found) for run in found.runs]
+    headers = [name for name in rows[0] if any(row[name] not in ("", "-") for row in rows)] if rows else []
+    right = "ratio,parameters,size,blocks,zeros,perplexity,to dense,work,speed"
+    return table(*headers, rows=[[row[name] for name in headers] for row in rows], right=right)
+
+
+def cells(run: "Run", found: "Runs") -> dict[str, str]:
+    """Column -> what stands in it for one run."""
+    qualities = [each.quality for each in found.runs]
+    worst = max((value for value in qualities if isinstance(value, int | float)), default=0.0)
+    quality, known = run.quality, run.perplexity
+    value = run.measured.perplexity[0].value if run.measured and run.measured.perplexity else known and known.after
+    ratio = run.measured.perplexity[0].ratio if run.measured and run.measured.perplexity else known and known.ratio
+    return {
+        "run": run.name,
+        "model": run.source if len({each.source for each in found.runs}) > 1 else "",
+        "allocator": run.allocator or "" if any(each.allocator not in (None, "uniform") for each in found.runs) else "",
+        "settings": ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in run.settings.items()),
+        "ratio": f"{run.ratio:g}",
+        "parameters": f"{run.parameters:,} ({run.parameters_ratio - 1:+.1%})".replace("%", " %"),
+        "size": size(run.stored_bytes),
+        "blocks": str(run.blocks),
+        "zeros": f"{run.sparsity:.1%}".replace("%", " %") if run.sparsity else "",
+        "perplexity": "-" if value is None else number(value),
+        "to dense": "-" if ratio is None else f"{ratio - 1:+.1%}".replace("%", " %"),
+        "": bar(quality, worst) if isinstance(quality, int | float) else "",
+        "work": "-" if run.work_ratio is None else f"{run.work_ratio - 1:+.1%}".replace("%", " %"),
+        "speed": "-" if run.speed is None else f"{run.speed:.2f}x",
+        "best": " ".join(run.fronts),
+    }
+
+
+def size(count: int) -> str:
+    """`20.5 MB`, in steps of a thousand."""
+    value, unit = float(count), 0
+    while value >= 1000 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.1f} {UNITS[unit]}" if unit else f"{count} B"

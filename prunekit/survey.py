@@ -1,0 +1,147 @@
+"""Runs measured anew beside the dense models they came from: by counting, and, where that is asked for, by evaluation.
+
+What is measured is kept in a folder, if there is one, and not measured again for the same runs and questions.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from prunekit import token_cache
+from prunekit.assessment import NO_SET, Texts, evaluate
+from prunekit.checkpoint import Checkpoint
+from prunekit.errors import UsageError
+from prunekit.evaluate.rows import Row
+from prunekit.evaluate.speed import SpeedOptions, flops_per_token
+from prunekit.evaluate.tasks import TaskOptions
+from prunekit.locate import locate
+from prunekit.manifest import MANIFEST, Manifest
+from prunekit.plan import Frozen
+from prunekit.progress import Progress, Silent
+from prunekit.staging import storage_errors, write_atomically
+
+TOKENS = 128  # of the prompt whose operations are counted
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of runs beyond their manifests; nothing by default."""
+
+    texts: Texts | None = None
+    tasks: TaskOptions | None = None
+    speed: SpeedOptions | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    offload: str = "memory"
+    offline: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is."""
+        return bool(self.texts or self.tasks or self.speed)
+
+
+class Answers(Frozen):
+    """What was measured: a row per run by its name, and that of the dense model; and the work that is only counted."""
+
+    rows: dict[str, Row] = Field(default_factory=dict)
+    baseline: Row | None = None
+    work: dict[str, float] = Field(default_factory=dict, description="FLOPs per token, divided by the dense model's.")
+
+
+@dataclass
+class Survey:
+    """Runs by name, the dense model of each as it is called here, and where answers are kept."""
+
+    folders: Mapping[str, Path]
+    dense: Mapping[str, str]
+    keep: Path | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    def answers(self, questions: Questions, *, count: bool) -> Answers:
+        """Everything that is asked, with the counted work if it is wanted; from what was kept where it fits."""
+        if not self.folders or not (questions.asked or count):
+            return Answers()
+        path = self.keep and self.keep / f"{self._key(questions, count)}.json"
+        if path and path.is_file():
+            return Answers.model_validate_json(path.read_bytes())
+        found = self._measured(questions) if questions.asked else Answers()
+        if count:
+            found = found.model_copy(update={"work": self._work(questions.offline, questions.trust_remote_code)})
+        if path:
+            with storage_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, found.model_dump_json(indent=2) + "\n")
+        return found
+
+    def _measured(self, questions: Questions) -> Answers:
+        """The rows of all runs, beside their one dense model; raises UsageError where there are several."""
+        if len(sources := sorted(set(self.dense.values()))) > 1:
+            raise UsageError(
+                f"the runs pruned {len(sources)} models, {', '.join(sources)}, and are measured beside one",
+                hint="compare those of one model, or name one with --baseline",
+            )
+        names = {str(folder): name for name, folder in self.folders.items()}
+        rows = evaluate(
+            list(names),
+            baseline=sources[0],
+            texts=questions.texts or Texts((NO_SET,)),
+            tasks=questions.tasks,
+            speed=questions.speed,
+            device=questions.device,
+            dtype=questions.dtype,
+            offload=questions.offload,
+            offline=questions.offline,
+            trust_remote_code=questions.trust_remote_code,
+            progress=self.progress,
+        ).models
+        named = {
+            names[row.model]: row.model_copy(update={"model": names[row.model]}) for row in rows if not row.baseline
+        }
+        return Answers(rows=named, baseline=next(row for row in rows if row.baseline))
+
+    def _work(self, offline: bool, trust_remote_code: bool) -> dict[str, float]:
+        """FLOPs per token of each run, divided by its dense model's; left out where they cannot be counted."""
+        dense = {
+            spec: flops_per_token(Checkpoint.open(locate(spec, offline=offline)), TOKENS, trust_remote_code)
+            for spec in set(self.dense.values())
+        }
+        found: dict[str, float] = {}
+        for name, folder in self.folders.items():
+            before = dense[self.dense[name]]
+            after = flops_per_token(Checkpoint.open(folder), TOKENS, trust_remote_code) if before else None
+            if before and after:
+                found[name] = after / before
+        return found
+
+    def _key(self, questions: Questions, count: bool) -> str:
+        """The name of what is kept: questions, runs and dense models."""
+        runs = {
+            name: hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() for name, folder in self.folders.items()
+        }
+        asked: dict[str, Any] = {**asdict(questions), "offline": None}
+        return token_cache.key(questions=repr(asked), runs=runs, dense=dict(self.dense), count=count)[:16]
+
+
+def dense_of(folders: Mapping[str, Path], baseline: str | None) -> dict[str, str]:
+    """The dense model of each run: the one that is named, else that of its manifest.
+
+    Raises UsageError for a local model, of which a manifest keeps the name alone.
+    """
+    if baseline:
+        return dict.fromkeys(folders, baseline)
+    found: dict[str, str] = {}
+    for name, folder in folders.items():
+        source = Manifest.read(folder).source
+        if source.kind == "folder" and not Path(source.name).is_dir():
+            raise UsageError(
+                f"{name} was made from the local model {source.name}, whose place its manifest does not keep",
+                hint=f"--baseline PATH/TO/{source.name}",
+            )
+        found[name] = source.spec
+    return found
