@@ -109,10 +109,11 @@ def _fitted(recipe: Recipe) -> Recipe:
     """The recipe without settings that mean nothing to its method; its options are checked."""
     needs, defaults = recipes.method(recipe).needs, Recipe(method=recipe.method)
     useless = [] if needs.ratio else ["ratio"]
-    useless += [] if needs.budget else ["allocator", "allocator_options", "pattern"]
+    allots = needs.budget or (needs.widths and recipe.layout != "uniform")
+    useless += [] if allots else ["allocator", "allocator_options"]
+    useless += [] if needs.budget else ["pattern"]
     useless += [] if needs.blocks else ["protect_blocks"]
-    if not getattr(needs, "widths", False):
-        useless += [name for name in ("layout", "width_multiple") if name in Recipe.model_fields]
+    useless += [] if needs.widths else ["layout", "width_multiple"]
     recipe = recipe.model_copy(update={name: getattr(defaults, name) for name in useless})
     if needs.calibration or recipes.allocator(recipe).needs.calibration:
         return recipe

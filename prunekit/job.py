@@ -105,7 +105,7 @@ class Job:
 
     def plan(self, ctx: Context) -> PrunePlan:
         """Share out the sparsity and let the method decide; the plan carries recipe and source along."""
-        if self.method.needs.budget:
+        if self.method.needs.budget or (self.method.needs.widths and not self.allocator.uniform):
             ctx.budget = self.allocator.allocate(ctx, ctx.ratio)
             check_budget(ctx, ctx.budget, ctx.ratio, self.recipe.allocator)
         plan = self.method.plan(ctx)
@@ -299,7 +299,7 @@ def versions() -> dict[str, str]:
 
 def _refuse(recipe: Recipe, method: Method, allocator: Allocator) -> None:
     """Refuse what cannot work before anything is loaded."""
-    recipes.refuse_needless_allocator(recipe, method.needs.budget)
+    recipes.refuse_needless_allocator(recipe, method.needs.budget, method.needs.widths)
     if not allocator.uniform:
         refuse_unequal(Pattern.parse(recipe.pattern), recipe.allocator)
     recipes.refuse_needless_protection(recipe, method.needs.blocks)

@@ -111,6 +111,21 @@ def neurons(ctx: Context) -> Neurons:
     return Neurons(sites, site.units, _cost(model, site), _parameters(model), multiple)
 
 
+def allotted(ctx: Context, found: Neurons) -> dict[int, float] | None:
+    """How many neurons blocks lose by an allocator's budget, relative to each other; None without one.
+
+    A block's share is the mean sparsity of the linears that make and read its neurons, weighted by their size.
+    """
+    if ctx.budget is None:
+        return None
+    linears, shares = ctx.model.linears(), {}
+    for index, site in found.sites.items():
+        paths = [f"{ctx.model.blocks[index].path}.{name}" for name in (*site.writers, site.reader)]
+        zeros = sum(linears[path].parameters * ctx.budget[path] for path in paths)
+        shares[index] = zeros / sum(linears[path].parameters for path in paths)
+    return shares
+
+
 def plan_narrowing(
     ctx: Context,
     method: str,

@@ -168,9 +168,16 @@ def refuse_needless_layout(recipe: Recipe, cuts_widths: bool) -> None:
         )
 
 
-def refuse_needless_allocator(recipe: Recipe, needs_budget: bool) -> None:
-    """Raise UsageError when an allocator is asked for and the method takes no budget."""
-    if recipe.allocator != "uniform" and not needs_budget:
+def refuse_needless_allocator(recipe: Recipe, needs_budget: bool, cuts_widths: bool = False) -> None:
+    """Raise UsageError when an allocator is asked for and the method, or the layout, leaves it nothing to decide."""
+    if recipe.allocator == "uniform":
+        return
+    if cuts_widths and recipe.layout == "uniform":
+        raise UsageError(
+            f"layout uniform gives all blocks one width, so the allocator {recipe.allocator} has nothing to do",
+            hint="--layout per-layer, or --layout padded",
+        )
+    if not needs_budget and not cuts_widths:
         raise UsageError(
             f"{recipe.method} takes no budget, so the allocator {recipe.allocator} has nothing to do",
             hint="leave --allocator out, or choose a method that prunes weights: prunekit methods",

@@ -91,3 +91,9 @@ def test_a_name_that_is_no_name_never_makes_a_file_of_ours(folder: Path) -> None
     skeleton = build_skeleton(Checkpoint.open(families.save("llama", folder / "plain")))
     (folder / FILE).write_text(render(skeleton, "model.layers", "intermediate_size", 1, SITE))
     assert not is_ours(folder, config_of(folder)), "a hyphen is in no name of a module"
+
+
+def test_a_folder_with_any_other_code_is_not_ours(folder: Path) -> None:
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text("raise SystemExit('code ran')\n")
+    assert not is_ours(folder, config_of(folder))

@@ -17,8 +17,8 @@ from prunekit import neurons
 from prunekit.contract import Context, Method, Needs
 from prunekit.depth import candidates, influences, smallest
 from prunekit.narrowed_walk import Narrowable, Target, narrow
+from prunekit.narrowing import allotted, plan_narrowing
 from prunekit.narrowing import neurons as find_neurons
-from prunekit.narrowing import plan_narrowing
 from prunekit.neurons import Problem, keep_largest
 from prunekit.plan import PrunePlan
 from prunekit.statistics import Gram
@@ -54,7 +54,7 @@ class COMP(Method):
         free = candidates(ctx) if count else []
         removed = smallest({index: influence[index] for index in free}, count)
         kept = {block.index: influence[block.index] for block in ctx.model.kept if block.index not in removed}
-        shares = None if ctx.layout == "uniform" else losses(kept)
+        shares = allotted(ctx, found) or (None if ctx.layout == "uniform" else losses(kept))
         widths = found.widths(found.gone(ctx.ratio, removed), kept, shares)
         return plan_narrowing(ctx, self.name, found, widths, removed, {"importance": influence, "order": removed})
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunekit.contract import Context, Method, Needs
 from prunekit.narrowed_walk import Narrowable, narrow, statistics_of_dense
-from prunekit.narrowing import Neurons, neurons, plan_narrowing
+from prunekit.narrowing import allotted, neurons, plan_narrowing
 from prunekit.neurons import fluctuation, keep_largest
 from prunekit.plan import PrunePlan
 from prunekit.statistics import Moments
@@ -33,10 +33,8 @@ class FLAP(Method):
             scores[index] = standardised(fluctuation(inputs, matrix(reader)))
             ctx.progress.step(ctx.model.blocks[index].path)
         gone = found.gone(ctx.ratio)
-        shares = None if ctx.layout == "uniform" else lost(scores, gone, found)
-        importance = {index: float((score < 0).float().mean()) for index, score in scores.items()}
-        widths = found.widths(gone, found.sites, shares)
-        return plan_narrowing(ctx, self.name, found, widths, evidence={"below_mean": list(importance.values())})
+        shares = allotted(ctx, found) or (None if ctx.layout == "uniform" else lost(scores, gone))
+        return plan_narrowing(ctx, self.name, found, found.widths(gone, found.sites, shares))
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
         for place in narrow(ctx, plan, Moments, dense=True):
@@ -51,7 +49,7 @@ def standardised(scores: Tensor) -> Tensor:
     return (scores - scores.mean()) / scores.std().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
-def lost(scores: dict[int, Tensor], gone: float, found: Neurons) -> dict[int, float]:
+def lost(scores: dict[int, Tensor], gone: float) -> dict[int, float]:
     """How many neurons each block loses when the `gone` smallest scores of the whole model go."""
     every = torch.cat(list(scores.values()))
     threshold = every.sort().values[min(len(every) - 1, round(gone))]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.contract import Context, Method, Needs
 from prunekit.narrowed_walk import narrow
-from prunekit.narrowing import check_narrowing, neurons, plan_narrowing
+from prunekit.narrowing import allotted, check_narrowing, neurons, plan_narrowing
 from prunekit.neurons import keep_largest
 from prunekit.plan import PrunePlan
 from prunekit.statistics import Moments
@@ -36,7 +36,8 @@ class LLMPruner(Method):
 
     def plan(self, ctx: Context) -> PrunePlan:
         found = neurons(ctx)
-        return plan_narrowing(ctx, self.name, found, found.widths(found.gone(ctx.ratio), found.sites))
+        widths = found.widths(found.gone(ctx.ratio), found.sites, allotted(ctx, found))
+        return plan_narrowing(ctx, self.name, found, widths)
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
         scores = self._scores(ctx, check_narrowing(ctx, plan))

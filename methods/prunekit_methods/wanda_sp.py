@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from prunekit.contract import Context, Method, Needs
 from prunekit.narrowed_walk import narrow
-from prunekit.narrowing import neurons, plan_narrowing
+from prunekit.narrowing import allotted, neurons, plan_narrowing
 from prunekit.neurons import keep_largest, wanda
 from prunekit.plan import PrunePlan
 from prunekit.statistics import Moments
@@ -23,7 +23,8 @@ class WandaSP(Method):
 
     def plan(self, ctx: Context) -> PrunePlan:
         found = neurons(ctx)
-        return plan_narrowing(ctx, self.name, found, found.widths(found.gone(ctx.ratio), found.sites))
+        widths = found.widths(found.gone(ctx.ratio), found.sites, allotted(ctx, found))
+        return plan_narrowing(ctx, self.name, found, widths)
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
         for place in narrow(ctx, plan, Moments):

@@ -50,7 +50,7 @@ def _show(run: Run, plugin: "Plugin") -> None:
 
     loaded = registry.load(plugin.name, plugin.kind)
     wanted = fields(loaded)
-    needs = [need for need in ("calibration", "gradients", "budget", "blocks") if getattr(loaded.needs, need)]
+    needs = [need for need in ("calibration", "gradients", "budget", "blocks", "widths") if getattr(loaded.needs, need)]
     data = describe(plugin) | {"needs": needs, "options": [vars(option) for option in wanted]}
     about = [(plugin.kind, plugin.name), ("what it does", plugin.summary), ("paper", loaded.paper)]
     about += [("needs", ", ".join(needs) or "nothing but the model"), ("from", origin(plugin))]

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoTokenizer
 
+from prunekit.checkpoint import Checkpoint
 from prunekit.errors import InputError, UsageError
 from prunekit.evaluate import sample_task
 from prunekit.evaluate.rows import Accuracy, plain
+from prunekit.layer_code import is_ours
 from prunekit.progress import Progress, Silent
+from prunekit.skeleton import load_whole
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -201,12 +205,10 @@ def _model(
             progress.stage("tasks", len(requests))
             return super().generate_until(requests, disable_tqdm=True)
 
-    made = Listening(
-        pretrained=str(folder),
-        device=str(device),
-        dtype=dtype,
-        batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
-    )
+    checkpoint, source = Checkpoint.open(folder), {"pretrained": str(folder), "trust_remote_code": trust_remote_code}
+    if is_ours(folder, checkpoint.config):  # lm-eval would have to trust the tokenizer along with the model
+        loaded: Any = load_whole(checkpoint, dtype=dtype).to(device)  # type: ignore[arg-type]
+        source = {"pretrained": loaded, "tokenizer": AutoTokenizer.from_pretrained(folder)}
+    made = Listening(**source, device=str(device), dtype=dtype, batch_size=batch_size)
     made.set_cache_hook(Answers(None))
     return made

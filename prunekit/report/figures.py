@@ -28,8 +28,7 @@ def of_blocks(manifest: Manifest) -> list[Figure]:
     sparsity = _mean_per_block(manifest)
     if manifest.result.zeros and len(sparsity) == len(kept):
         figures.append(_per_block("Zeros per block, in percent", [100 * value for value in sparsity], kept, ()))
-    widths = list(getattr(manifest.result, "widths", ()))
-    if len(widths) == len(kept):
+    if widths := manifest.result.widths:
         figures.append(_per_block("Neurons per block", widths, kept, ()))
     return figures + _spectra(manifest.plan.evidence.get(SPECTRA))
 

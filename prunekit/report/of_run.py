@@ -53,8 +53,9 @@ def sentence(manifest: Manifest) -> str:
         parts.append(f"took {len(result.removed_blocks)} of {plural(total, 'decoder block')} out")
     if plan.sparsify():
         parts.append(f"set {percent(result.sparsity)} of the weights in the decoder blocks to zero")
-    if getattr(result, "widths", ()):
-        parts.append("cut neurons out of the decoder blocks")
+    if widths := result.widths:
+        spread = f"{min(widths):,}" if len(set(widths)) == 1 else f"{min(widths):,} to {max(widths):,}"
+        parts.append(f"left {spread} neurons in each of the decoder blocks")
     text = f"Of {manifest.source.spec}, {plan.method} {listed(parts) or 'rewrote the weights'}"
     text += f", which leaves {result.parameters:,} parameters ({percent(lost)} less)" if lost > 0 else ""
     found = manifest.perplexity

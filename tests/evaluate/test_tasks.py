@@ -149,3 +149,45 @@ def test_the_questions_of_the_sample_can_be_answered_from_the_text_alone() -> No
         assert not any(
             question["context"] + line + "\n" in modules[homes[0]] for line in question["choices"] if line != right
         )
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("layout", ["uniform", "per-layer"])
+def test_a_narrower_model_scores_the_same_through_lm_evals_own_loader_and_through_prunekit(
+    layout: str, shared_data: Path, tmp_path: Path
+) -> None:
+    from lm_eval import simple_evaluate
+
+    from prunekit.pipeline import prune
+    from prunekit.recipe import Recipe
+
+    if not (shared_data / "tasks").is_dir():
+        pytest.skip("needs the documents of real tasks: no folder tasks")
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little girl who liked to play with her dog.\n" * 40)
+    settings = {
+        "model": str(shared_data / "models" / "stories260K"),
+        "method": "comp",
+        "ratio": 0.2,
+        "layout": layout,
+        "calibration": {"source": str(text), "samples": 2, "seq_len": 64},
+        "evaluation": {"quick": False},
+    }
+    done = prune(Recipe.model_validate(settings), tmp_path / "out")
+    assert len(set(done.widths)) == (1 if layout == "uniform" else 2) or layout == "per-layer"
+    files = write_tasks(tmp_path, shared_data / "tasks", tmp_path / "c")[:1]
+    (row,) = assessment.evaluate(
+        [done.output], texts=NO_TEXT, tasks=TaskOptions(files, limit=LIMIT), device="cpu"
+    ).models
+    direct: Any = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": done.output, "dtype": "float32", "trust_remote_code": layout == "per-layer"},
+        tasks=files,
+        limit=LIMIT,
+        device="cpu",
+        batch_size=1,
+        log_samples=False,
+    )
+    (found,) = direct["results"].values()
+    expected = {name: found[f"{name},none"] for name in ("acc", "acc_norm")}
+    assert {part.metric: part.value for part in row.tasks} == expected

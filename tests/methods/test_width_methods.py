@@ -227,3 +227,14 @@ def test_a_model_that_is_held_whole_is_pruned_like_any_other(tmp_path: Path) -> 
     export(ctx.model, tmp_path / "out")
     again = PrunableModel.open(checks.Checkpoint.open(tmp_path / "out"), device="cpu")
     torch.testing.assert_close(next(iter(logits(again, ctx.probe))), next(iter(logits(ctx.model, ctx.probe))))
+
+
+@each_method
+def test_an_allocator_says_how_much_each_block_loses(name: str, tiny_llama: Model) -> None:
+    ctx = checks.open_context(tiny_llama(num_hidden_layers=4, intermediate_size=256), registry.load(name)(), ratio=0.3)
+    ctx.layout = "per-layer"
+    ctx.budget = {path: 0.1 * (1 + int(path.split(".")[2])) for path in ctx.model.linears()}  # 0.1 to 0.4
+    plan = registry.load(name)().plan(ctx)
+    lost = [256 - units for _, units in sorted(plan.widths().items())]
+    assert lost == sorted(lost) and lost[3] == pytest.approx(4 * lost[0], abs=12)
+    assert planned_ratio(ctx.model, plan) == pytest.approx(0.3, abs=0.01)
