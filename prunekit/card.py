@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
+from prunekit.layer_code import FILE as MODEL_FILE
 from prunekit.locate import short_name
 from prunekit.manifest import MANIFEST, Manifest, Result, portable
 from prunekit.staging import write_atomically
@@ -63,6 +64,10 @@ FEWER_BLOCKS = (
     "Every block that is gone saves its weights on disk, its memory, its share of the key-value cache and its time."
 )
 NARROWER = "Every neuron that is gone saves its weights on disk, its memory and its time."
+PADDED = (
+    "Blocks are filled up with zeros to the widest one: what the widest has lost is saved on disk, in memory and in "
+    "time, and no more. `prunekit export FOLDER --layout per-layer` writes each block as wide as it is."
+)
 DENSE = (
     "The zeros are stored like any other number, in dense safetensors. File size, memory and speed are those "
     "of the source model, unless a runtime makes use of the zeros."
@@ -79,7 +84,8 @@ def write_card(
     sample: tuple[str, str] | None = None,
 ) -> None:
     """Write `README.md` into a model folder; the arguments are those of `model_card`."""
-    card = model_card(manifest, source=source, command=command, verified=verified, sample=sample)
+    own = (folder / MODEL_FILE).is_file()
+    card = model_card(manifest, source=source, command=command, verified=verified, sample=sample, model_file=own)
     write_atomically(folder / CARD, str(card))
 
 
@@ -90,13 +96,15 @@ def model_card(
     command: str,
     verified: str | None = None,
     sample: tuple[str, str] | None = None,
+    model_file: bool = False,
 ) -> ModelCard:
     """The card of a pruned model.
 
     `source` is the folder of the model that was pruned, for its licence. `verified` is the mode of the
-    verification, `sample` a prompt and its greedy continuation, `command` what repeats the run.
+    verification, `sample` a prompt and its greedy continuation, `command` what repeats the run. `model_file`: one lies
+    beside the weights, for blocks that are not equally wide.
     """
-    text = _text(manifest, command, verified, sample)
+    text = _text(manifest, command, verified, sample, model_file)
     return ModelCard(f"---\n{_metadata(manifest, source).to_yaml()}\n---\n\n{text}")
 
 
@@ -164,7 +172,9 @@ def _results(manifest: Manifest) -> list[EvalResult]:
     ]
 
 
-def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[str, str] | None) -> str:
+def _text(
+    manifest: Manifest, command: str, verified: str | None, sample: tuple[str, str] | None, model_file: bool
+) -> str:
     name, plan, result = code(manifest.source.name), manifest.plan, manifest.result
     parts = [
         f"# {name}, pruned with {plan.method}",
@@ -177,12 +187,12 @@ def _text(manifest: Manifest, command: str, verified: str | None, sample: tuple[
         _perplexity(manifest.perplexity),
         VERIFIED[verified],
         "## Use",
-        USE_PER_LAYER if _own_code(manifest) else USE,
-        PER_LAYER if _own_code(manifest) else AS_SOURCE,
+        USE_PER_LAYER if model_file else USE,
+        PER_LAYER if model_file else AS_SOURCE,
         "## Limits",
         DENSE if plan.sparsify() else "",
         FEWER_BLOCKS if plan.removed_blocks() else "",
-        NARROWER if result.widths else "",
+        _narrower(manifest),
         "Perplexity on one text is a rough measure. Nothing else was evaluated here: no task, no long text, "
         "no other language, no safety. Pruning can change any of them. The source model's limits remain.",
         *_sample(sample),
@@ -199,15 +209,17 @@ def _change(manifest: Manifest) -> str:
     plan, result = manifest.plan, manifest.result
     removed = f"without {len(result.removed_blocks)} of its {result.blocks + len(result.removed_blocks)} decoder blocks"
     zeroed = f"with {result.sparsity:.2%} of the weights in its decoder blocks' linears set to zero"
-    parts = [f"{removed}, taken out"] if plan.removed_blocks() else []
+    parts = [removed] if plan.removed_blocks() else []
     parts += [f"with {_widths(result)} neurons in a decoder block's feed-forward layer"] if result.widths else []
     parts += [zeroed] if plan.sparsify() else []
     return " and ".join(parts) or "rewritten"
 
 
-def _own_code(manifest: Manifest) -> bool:
-    """Whether a model file lies beside the weights."""
-    return manifest.recipe.get("layout") == "per-layer" and len(set(manifest.result.widths)) > 1
+def _narrower(manifest: Manifest) -> str:
+    widths = manifest.result.widths
+    return (
+        (PADDED if manifest.recipe.get("layout") == "padded" and len(set(widths)) > 1 else NARROWER) if widths else ""
+    )
 
 
 def _widths(result: Result) -> str:
@@ -242,7 +254,7 @@ def _done(manifest: Manifest) -> Iterator[tuple[str, str]]:
         spread = f"{wanted[0]:.2%}" if wanted[0] == wanted[-1] else f"{wanted[0]:.2%} to {wanted[-1]:.2%}"
         yield "plan", f"{len(actions)} linears, each {spread} zeros"
         yield "pattern", ", ".join(sorted({code(action.pattern) for action in actions.values()}))
-    if actions and recipe.get("allocator"):
+    if recipe.get("allocator") and (actions or (result.widths and recipe["allocator"] != "uniform")):
         yield "allocator", code(recipe["allocator"]) + _options(recipe.get("allocator_options"))
     if calibration:
         size = f"{calibration['samples']} sequences of {calibration['seq_len']} tokens"

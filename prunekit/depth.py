@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunekit import processes
 from prunekit.contract import Context
-from prunekit.errors import InputError, UnsupportedError
+from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.layer_removal import blocks_to_remove, plan_removal
 from prunekit.loss import summed_loss
 from prunekit.plan import PrunePlan, RemoveBlock
@@ -20,13 +20,16 @@ from prunekit.statistics import BlockInfluence
 from prunekit.walk import Stream, calibration_of, grouped, record_probe, split, transitions
 
 
-def candidates(ctx: Context) -> list[int]:
-    """Indices of the blocks that may go.
+def candidates(ctx: Context, count: int | None = None) -> list[int]:
+    """Indices of the blocks that may go, of which `count` shall (None: as many as the ratio means).
 
     Raises UnsupportedError at once, and not after hours, for a model that no block can be taken out of.
     """
     free = [block.index for block in ctx.model.kept if block.index not in ctx.protected]
-    count_removed(ctx)
+    if count is None:
+        count_removed(ctx)
+    elif count > len(free):
+        raise UsageError(f"{count} blocks are to go, and {len(free)} are not protected", hint="--protect-blocks none")
     refused: UnsupportedError | None = None
     for index in free:  # which blocks can go may depend on which do: one that can is enough to begin with
         try:

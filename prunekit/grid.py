@@ -139,10 +139,7 @@ def _named(found: Sequence[tuple[Recipe, Values]], axes: Sequence[str]) -> list[
     for recipe, given in found:
         parts = [short_name(recipe.model or "model")] if several else []
         parts += [recipe.method, *([recipe.allocator] if recipe.allocator != "uniform" else [])]
-        if recipe.pattern != "unstructured":
-            parts.append(recipe.pattern)
-        elif recipe.ratio is not None:
-            parts.append(f"{recipe.ratio * 100:g}")
+        parts += recipes.amount(recipe)
         others = [
             path for path in axes if path in given and path not in NAMED and _has(recipe, given[path].value, path)
         ]

@@ -147,6 +147,13 @@ def find_pattern(weight: Tensor, sparsity: float) -> str | None:
 def destinations(config: dict[str, Any]) -> tuple[Destination, ...]:
     """What loads a folder with this config."""
     architecture = (config.get("architectures") or ["its class"])[0]
+    if "per_layer_config" in config.get("text_config", config):
+        unequal = "blocks are not equally wide; prunekit export FOLDER --layout padded fills them up"
+        return (
+            Destination(name="transformers", loads="with trust_remote_code", because=unequal),
+            Destination(name="vLLM", loads="no", because=unequal),
+            Destination(name="GGUF converters", loads="no", because=unequal),
+        )
     if "auto_map" in config:
         own = "the folder brings its own model code"
         return (

@@ -119,10 +119,10 @@ def auto_map(model: PreTrainedModel) -> dict[str, str]:
 def is_ours(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether all the code that a model folder brings is a file that `render` wrote, unchanged.
 
-    Trusting a folder also lets code run that no config names, such as its own `generate`: there may be no other file.
+    Trusting a folder would also let its own `generate` run, which no config names: there may be none.
     """
     classes, found = config.get("auto_map"), read(folder)
-    if not isinstance(classes, dict) or found is None or any(path.name != FILE for path in folder.rglob("*.py")):
+    if not isinstance(classes, dict) or found is None or (folder / "custom_generate").exists():
         return False
     ours = {f"{MODULE}.PerLayer{found[name]}" for name in ("base", "causal")}
     return classes.keys() <= {"AutoModel", "AutoModelForCausalLM"} and set(classes.values()) <= ours

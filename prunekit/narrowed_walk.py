@@ -34,7 +34,8 @@ Target = Literal["layer", "dense", "stream"]
 class Narrowable(Generic[S]):
     """One block in memory, to be left with `units` neurons by `leave`.
 
-    `inputs` is what calibration knows of the neurons, the goal C = X^T T, (neurons, outputs).
+    `inputs` is what calibration knows of the neurons. `missing` is X^T (T - Y), (neurons, outputs) float32: what the
+    goal T asks for beyond what the layer gives now, Y; None where T is Y.
     """
 
     block: Block
@@ -42,7 +43,7 @@ class Narrowable(Generic[S]):
     site: Site
     units: int
     inputs: S
-    goal: Tensor | None = None
+    missing: Tensor | None = None
 
     @property
     def reader(self) -> nn.Module:
@@ -57,7 +58,7 @@ class Narrowable(Generic[S]):
     def magnitudes(self) -> Tensor:
         """(neurons,) float32: the norm of all weights that a neuron has, in and out."""
         names = [f"{name}.weight" for name in (*self.site.writers, self.site.reader)]
-        squares = {name: self.module.get_parameter(name).square() for name in names}
+        squares = {name: self.module.get_parameter(name).float().square() for name in names}
         return per_unit(self.site, squares, self.module).sqrt()
 
     def leave(self, keep: Tensor, weight: Tensor | None = None) -> None:
@@ -87,12 +88,12 @@ def narrow(
             aim = "dense"
         measured = _Measurement(kind.begin(site.units, ctx.device), aim, dense)
         measured.run(stream, beside, block, module, site)
-        if problem := measured.inputs.problem():
+        if problem := measured.problem():
             raise UnsupportedError(
                 f"{block.path}.{site.reader} cannot be pruned with this calibration set: {problem}",
                 hint="calibrate on more or other text",
             )
-        yield Narrowable(block, module, site, widths[block.index, "mlp"], measured.inputs, measured.goal)
+        yield Narrowable(block, module, site, widths[block.index, "mlp"], measured.inputs, measured.missing)
 
 
 @torch.no_grad()
@@ -112,33 +113,38 @@ def statistics_of_dense(ctx: Context, sites: Mapping[int, Site], kind: type[S]) 
 
 @dataclass
 class _Measurement(Generic[S]):
-    """The statistics of a block's neurons, and the goal of the layer that reads them."""
+    """The statistics of a block's neurons, and what is missing from the layer that reads them."""
 
     inputs: S
     target: Target
     of_dense: bool
-    goal: Tensor | None = None
+    missing: Tensor | None = None
 
     def run(self, stream: Stream, dense: Stream | None, block: Block, module: nn.Module, site: Site) -> None:
         """Run the block on every calibration batch; takes the dense model through it."""
         with _listener(module.get_submodule(site.reader)) as heard:
             for batch in range(len(stream.batches) - 1):
-                behind = None if dense is None else dense.run(module, block, batch)
-                wanted = heard.get("output") if self.target == "dense" else behind
-                if dense is not None and behind is not None:
-                    dense.hidden[batch] = dense.keep(behind, batch)
+                wanted = None if dense is None else dense.run(module, block, batch)
+                if dense is not None and wanted is not None:
+                    dense.hidden[batch] = dense.keep(wanted, batch)
+                    wanted = heard["output"] if self.target == "dense" else wanted
                 if not self.of_dense:
                     after = stream.run(module, block, batch)
-                    if self.target == "stream" and wanted is not None:
-                        wanted = heard["output"].float() + wanted.float() - after.float()
+                    if self.target != "layer" and wanted is not None:
+                        now = heard["output"] if self.target == "dense" else after
+                        self._miss(heard["input"], wanted.float() - now.float())
                 self.inputs.add(heard["input"])
-                if self.target != "layer" and wanted is not None:
-                    self._aim(heard["input"], wanted.float())
 
-    def _aim(self, x: Tensor, wanted: Tensor) -> None:
-        """Add x^T t to the goal, both (sequences, tokens, features)."""
-        product = x.float().flatten(0, -2).T @ wanted.flatten(0, -2)
-        self.goal = product if self.goal is None else self.goal.add_(product)
+    def problem(self) -> str | None:
+        """Why this cannot be used for pruning, or None."""
+        if self.missing is not None and not self.missing.isfinite().all():
+            return "hidden states of the dense model are NaN or infinite on the calibration set"
+        return self.inputs.problem()
+
+    def _miss(self, x: Tensor, difference: Tensor) -> None:
+        """Add x^T (t - y), of inputs and differences for the same tokens, however these are arranged."""
+        product = x.float().flatten(0, -2).T @ difference.flatten(0, -2)
+        self.missing = product if self.missing is None else self.missing.add_(product)
 
 
 @contextmanager

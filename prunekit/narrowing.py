@@ -18,7 +18,7 @@ from prunekit.model import PrunableModel
 from prunekit.plan import Narrow, PrunePlan, RemoveBlock
 from prunekit.structure import Site
 from prunekit.width import find_sites
-from prunekit.width_config import default_multiple, find_width_key
+from prunekit.width_config import NEITHER, default_multiple, find_width_key
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Neurons:
             raise UsageError(
                 f"ratio {ratio:g} needs {wanted:,.0f} neurons out of {blocks} blocks that have {self.units} each; "
                 f"at least {self.multiple} must stay in each",
-                hint=f"--ratio {int(reach * 100) / 100:g}, or let whole blocks go: --set layer_share=0.5",
+                hint=f"--ratio {int(reach * 100) / 100:g}" if reach >= 0.01 else "--width-multiple 1",
             )
         return max(0.0, wanted)
 
@@ -99,13 +99,13 @@ def neurons(ctx: Context) -> Neurons:
     """
     model = ctx.model
     if ctx.layout == "per-layer":
-        _refuse_per_layer(model)
+        refuse_per_layer(model)
     sites = find_sites(model)
     site = next(iter(sites.values()))
     multiple = ctx.width_multiple or default_multiple(site.units)
     if multiple >= site.units:
         raise UsageError(
-            f"blocks of {site.units} neurons cannot be cut to a multiple of {multiple}", hint="--width-multiple 8"
+            f"blocks of {site.units} neurons cannot be cut to a multiple of {multiple}", hint="--width-multiple 1"
         )
     find_width_key(model, sites, multiple)
     return Neurons(sites, site.units, _cost(model, site), _parameters(model), multiple)
@@ -138,6 +138,11 @@ def plan_narrowing(
     if removed:
         plan_removal(ctx.model, removed)
     reached = found.ratio(removed, widths)
+    if reached == 0:
+        raise UsageError(
+            f"ratio {ctx.ratio:g} is less than one step: widths are multiples of {found.multiple} neurons",
+            hint=f"--width-multiple {max(1, found.multiple // 8)}, or a larger ratio",
+        )
     if abs(reached - ctx.ratio) > 5e-4:
         ctx.note(
             f"{reached:.2%} of the blocks' parameters go, for widths are multiples of {found.multiple} neurons; "
@@ -167,14 +172,17 @@ def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, Site]:
     if removed:
         plan_removal(ctx.model, removed)
         ctx.model.removed = frozenset(removed)
+    if ctx.layout == "per-layer":
+        refuse_per_layer(ctx.model)
     sites = find_sites(ctx.model)
+    find_width_key(ctx.model, sites, max(widths.values()))
     for index, units in widths.items():
         if units > sites[index].units:
             raise InputError(f"the plan leaves {units} neurons in block {index}, which has {sites[index].units}")
     if ctx.layout == "uniform" and len(set(widths.values())) > 1:
         raise UsageError(
             f"the plan leaves {min(widths.values())} to {max(widths.values())} neurons in a block; uniform means one",
-            hint="--layout per-layer, or --layout padded",
+            hint=NEITHER,
         )
     ctx.model.sites = {(index, "mlp"): site for index, site in sites.items()}
     return sites
@@ -184,7 +192,8 @@ def planned_ratio(model: PrunableModel, plan: PrunePlan) -> float:
     """The fraction of the blocks' parameters that goes with a plan."""
     site = next(iter(find_sites(model).values()))
     found = Neurons({}, site.units, _cost(model, site), _parameters(model), 1)
-    return found.ratio(plan.removed_blocks(), {block: units for (block, _), units in plan.widths().items()})
+    known = [index for index in plan.removed_blocks() if index < len(model.blocks)]  # others are refused later
+    return found.ratio(known, {block: units for (block, _), units in plan.widths().items()})
 
 
 def _parameters(model: PrunableModel) -> dict[int, int]:
@@ -193,7 +202,7 @@ def _parameters(model: PrunableModel) -> dict[int, int]:
     return {index: _count(model.tensors[name].shape for name in held) for index, held in names.items()}
 
 
-def _refuse_per_layer(model: PrunableModel) -> None:
+def refuse_per_layer(model: PrunableModel) -> None:
     """The model file of layout per-layer derives from a class of transformers' own, for a config without sections."""
     name = type(model.skeleton).__name__
     reason = None

@@ -7,9 +7,10 @@ least squares problems are solved, both in float64 and both from the Gram matrix
     weights   min over W' of || X W'^T - T ||^2 + lambda || W' - W ||^2                Gram matrix H
 
 T (tokens, outputs) is what the layer should give: what it gave with all its neurons, or whatever repairs the hidden
-states behind it; of T only C = X^T T is needed. lambda is a fraction `damping` of the mean diagonal. With P the inverse
-of the damped Gram matrix, leaving out neuron j and solving again costs exactly m_j^2 / P_jj, or |w_j|^2 / P_jj; P then
-loses a rank (`Removal`). For masks at their start this is the squared condition-number score of the method's pages.
+states behind it; only what is `missing` from the former is needed, X^T (T - X W^T), in which a bias cancels. lambda is
+a fraction `damping` of the mean diagonal. With P the inverse of the damped Gram matrix, leaving out neuron j and
+solving again costs exactly m_j^2 / P_jj, or |w_j|^2 / P_jj; P then loses a rank. For masks at their start this is the squared
+condition-number score of the method's page. A solve holds four float64 matrices of the size of H at once.
 """
 
 import math
@@ -37,18 +38,27 @@ class Problem:
     damping: float
 
     @classmethod
-    def masks(cls, gram: Tensor, weight: Tensor, goal: Tensor | None, damping: float) -> Self:
-        """One scalar for every neuron; `goal` is C (n, outputs), by default what the layer gave: H W^T."""
-        wide = weight.double()
-        found = (wide.T @ wide).mul_(gram)
-        wanted = found.sum(dim=1) if goal is None else (goal.double() * wide.T).sum(dim=1)
-        return cls(found, wanted[:, None], torch.ones(len(gram), 1, dtype=torch.float64, device=gram.device), damping)
+    def masks(cls, gram: Tensor, weight: Tensor, missing: Tensor | None, damping: float) -> Self:
+        """One scalar for every neuron; `missing` (n, outputs) is what is asked for beyond what the layer gives."""
+        wide = exact(weight)
+        found = (wide.T @ wide).mul_(exact(gram))
+        wanted = found.sum(dim=1)
+        if missing is not None:
+            wanted += (exact(missing) * wide.T).sum(dim=1)
+        return cls(found, wanted[:, None], torch.ones_like(wanted)[:, None], damping)
 
     @classmethod
-    def weights(cls, gram: Tensor, weight: Tensor, goal: Tensor | None, damping: float) -> Self:
+    def weights(cls, gram: Tensor, weight: Tensor, missing: Tensor | None, damping: float) -> Self:
         """The whole weight of the layer, as W^T (n, outputs)."""
-        found, start = gram.double(), weight.double().T.contiguous()
-        return cls(found, found @ start if goal is None else goal.double(), start, damping)
+        found, start = exact(gram), exact(weight).T.contiguous()
+        goal = found @ start
+        return cls(found, goal if missing is None else goal.add_(exact(missing)), start, damping)
+
+    @property
+    def level(self) -> float:
+        """The lambda that is asked for; what `solve` and `remove` answer is larger where that is not enough."""
+        mean = float(self.gram.diagonal().mean())
+        return self.damping * mean if mean > 0 else 1.0
 
     def damped(self, damping: float) -> Self:
         """The same problem with another pull towards the start."""
@@ -61,6 +71,7 @@ class Problem:
 
     def solve(self, keep: Tensor) -> tuple[Tensor, float]:
         """The solution (n, k) with zeros where `keep` (n,) is False, and lambda."""
+        keep = keep.to(self.gram.device)
         gram = self.gram[keep][:, keep]
         rest = self.goal[keep] - gram @ self.start[keep]
         factor, level = self._factor(gram)
@@ -78,13 +89,18 @@ class Problem:
     def _factor(self, gram: Tensor) -> tuple[Tensor, float]:
         """Cholesky factor of a matrix, which is damped; lambda is raised tenfold until it is positive definite."""
         mean = float(self.gram.diagonal().mean())
-        level, added = self.damping * mean if mean > 0 else 1.0, 0.0
+        level, added = self.level, 0.0
         while True:
             gram.diagonal().add_(level - added)
             factor, failed = torch.linalg.cholesky_ex(gram)
             if not failed:
                 return factor, level
             level, added = max(10 * level, 1e-12 * mean), level
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU where a device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def remove_greedily(p: Tensor, value: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,9 @@ from prunekit.locate import locate, short_name
 from prunekit.lockstep import agreed_plan, together
 from prunekit.model import PrunableModel
 from prunekit.narrowing import planned_ratio as narrowed_ratio
-from prunekit.plan import Frozen, Pattern, PrunePlan
+from prunekit.plan import Frozen, PrunePlan
 from prunekit.progress import Progress, Silent
-from prunekit.recipe import Recipe
+from prunekit.recipe import Recipe, amount
 from prunekit.sparsity import check_plan, mean_sparsity
 from prunekit.staging import Staging, check_target, write_atomically
 from prunekit.verify import Verification
@@ -134,7 +134,10 @@ def apply_plan(
     refuse_gates(recipe, job.windows is not None)  # finds out, too, if its text cannot be had
     if job.method.needs.budget:
         check_plan(job.model, plan)
-    plan = plan.model_copy(update={"recipe": recipe.model_dump(mode="json"), "ratio": planned_ratio(job.model, plan)})
+    ratio = planned_ratio(job.model, plan)
+    if not 0 < ratio < 1:
+        raise InputError(f"the plan takes {ratio:.0%} of the model away; expected something, and not all")
+    plan = plan.model_copy(update={"recipe": recipe.model_dump(mode="json"), "ratio": ratio})
     source = job.model.checkpoint.folder
     signature = job.signature(plan)
     with Staging.open(target, signature, source=source, force=force, restart=restart) as staging, together(job):
@@ -240,11 +243,7 @@ def default_output(recipe: Recipe) -> Path:
     """Where a run is written when the user does not say: `./<model>-<method>[-<allocator>][-<percent, or N-M>]`."""
     parts = [short_name(recipe.model or "model"), recipe.method]
     parts += [recipe.allocator] if recipe.allocator != "uniform" else []
-    if recipe.pattern != "unstructured":
-        parts.append(recipe.pattern.replace("*", "N").replace(":", "-"))
-    if recipe.ratio is not None and Pattern.parse(recipe.pattern).sparsity is None:
-        parts.append(f"{recipe.ratio * 100:g}")
-    return Path("-".join(parts))
+    return Path("-".join(parts + amount(recipe)))
 
 
 def compare_perplexity(

@@ -129,7 +129,7 @@ def _operations(
 def _card(folder: Path, repo: str) -> bytes:
     """The card as it is read on the hub, where the folder has a name."""
     text = (folder / CARD).read_text(encoding="utf-8")
-    text = text.replace(f'from_pretrained("{PLACE}")', f'from_pretrained("{repo}")')
+    text = text.replace(f'from_pretrained("{PLACE}"', f'from_pretrained("{repo}"')
     return text.replace(f"{PLACE} is this folder, or its id on the hub. ", "").encode()
 
 

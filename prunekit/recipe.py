@@ -184,6 +184,14 @@ def refuse_needless_allocator(recipe: Recipe, needs_budget: bool, cuts_widths: b
         )
 
 
+def amount(recipe: Recipe) -> list[str]:
+    """How much goes, as parts of a name: `50`, `2-4`, or `N-8` and `50`."""
+    parts = [] if recipe.pattern == "unstructured" else [recipe.pattern.replace("*", "N").replace(":", "-")]
+    if recipe.ratio is not None and Pattern.parse(recipe.pattern).sparsity is None:
+        parts.append(f"{recipe.ratio * 100:g}")
+    return parts
+
+
 def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     """Dotted paths of all settings of fixed name: `ratio`, `calibration.samples` …"""
     paths: list[str] = []

@@ -13,7 +13,7 @@ from prunekit.model import PrunableModel
 from prunekit.plan import Frozen, Layout
 from prunekit.progress import Progress, Silent
 from prunekit.recipe import ComputeRecipe, ExportRecipe, Recipe
-from prunekit.rewriting import check_layout, rewrite
+from prunekit.rewriting import check_layout, rewrite, widths_of
 from prunekit.staging import Staging
 from prunekit.verify import Verification, verify
 from prunekit.walk import logits
@@ -39,6 +39,7 @@ def relayout(
     compute: ComputeRecipe | None = None,
     export: ExportRecipe | None = None,
     force: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Relaid:
     """Write a folder that `prunekit prune` made, whose blocks are of different widths, in another layout.
@@ -46,18 +47,18 @@ def relayout(
     Raises InputError for a folder without a manifest, UsageError for a layout that it cannot have or has already.
     """
     manifest, compute, wanted = Manifest.read(run), compute or ComputeRecipe(), export or ExportRecipe()
-    check_layout(manifest, str(run), layout)
+    model, _ = open_model(str(run), compute, True, trust_remote_code)
+    check_layout(model, str(run), layout)
     target = output or Path(f"{run.resolve().name}-{layout}")
-    model, _ = open_model(str(run), compute, offline=True, trust_remote_code=False)
     signature = {"layout": layout, "source": model.checkpoint.fingerprint()}
-    with Staging.open(target, signature, source=run, force=force, restart=True) as staging:
+    with Staging.open(target, signature, source=run, force=force) as staging:
         ids = probe_ids(None, model)
         (progress or Silent()).stage("recording logits", len(model.blocks))
         staging.write_probe(ids, next(iter(logits(model, ids, progress=progress)))[0])
-        rewrite(model, manifest, layout, staging.export_dir, wanted.max_shard_size)
-        written, _ = open_model(str(staging.export_dir), compute, offline=True, trust_remote_code=False)
-        _rewritten(manifest, layout, written).write(staging.export_dir)
-        found = None if wanted.verify == "off" else _verified(staging, wanted.verify, written)
+        rewrite(model, layout, staging.export_dir, wanted.max_shard_size)
+        written, _ = open_model(str(staging.export_dir), compute, True, trust_remote_code)
+        _rewritten(manifest, layout, widths_of(model)[0], written).write(staging.export_dir)
+        found = None if wanted.verify == "off" else _verified(staging, wanted.verify, written, trust_remote_code)
         new = Manifest.read(staging.export_dir)
         settings = Recipe.model_validate(new.recipe).model_dump(mode="json", exclude_defaults=True)
         command = repeat_command(new.source.spec, settings, edited=new.plan.edited)
@@ -73,21 +74,23 @@ def relayout(
     )
 
 
-def _rewritten(manifest: Manifest, layout: Layout, written: PrunableModel) -> Manifest:
+def _rewritten(manifest: Manifest, layout: Layout, widths: tuple[int, ...], written: PrunableModel) -> Manifest:
     """The run's manifest for the new folder: another layout, and what is counted there."""
     counted = measure(written)
     kept = ("parameters", "weights", "zeros", "sparsity", "linears")
-    result = manifest.result.model_copy(update={name: getattr(counted, name) for name in kept})
+    update: dict[str, Any] = {name: getattr(counted, name) for name in kept}
+    result = manifest.result.model_copy(update=update | {"widths": widths})
     recipe = {**manifest.recipe, "layout": layout}
     plan = manifest.plan.model_copy(update={"recipe": {**manifest.plan.recipe, "layout": layout}})
     return manifest.model_copy(update={"result": result, "recipe": recipe, "plan": plan})
 
 
-def _verified(staging: Staging, mode: str, model: PrunableModel) -> Verification:
+def _verified(staging: Staging, mode: str, model: PrunableModel, trust_remote_code: bool) -> Verification:
     return verify(
         staging.export_dir,
         staging.probe_path,
         mode,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
+        trust_remote_code=trust_remote_code,
     )

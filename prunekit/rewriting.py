@@ -16,31 +16,40 @@ from prunekit.export import copy, parse_size, write_weights
 from prunekit.layer_removal import split_name, stored_prefix
 from prunekit.manifest import Manifest
 from prunekit.model import PrunableModel
+from prunekit.narrowing import refuse_per_layer
 from prunekit.plan import Layout
 from prunekit.staging import storage_errors, sync, write_atomically
 from prunekit.width import find_sites, shorten, widen
-from prunekit.width_config import NEITHER, WidthKey, find_width_key
+from prunekit.width_config import WidthKey, find_width_key
 
 
-def check_layout(manifest: Manifest, name: str, layout: Layout) -> None:
-    """Raise UsageError when a finished run cannot, or need not, be written in a layout."""
-    widths, now = set(manifest.result.widths), manifest.recipe.get("layout", "uniform")
-    if len(widths) < 2:
-        known = f"all blocks of {name} are {widths.pop()} neurons wide" if widths else f"{name} has all its neurons"
-        raise UsageError(f"{known}, so every layout is the one it has")
-    if layout == now:
+def check_layout(model: PrunableModel, name: str, layout: Layout) -> None:
+    """Raise UsageError when a folder need not be written in a layout, UnsupportedError when it cannot."""
+    widths, unequal = widths_of(model)
+    if len(set(widths)) < 2:
+        raise UsageError(f"all blocks of {name} are {widths[0]} neurons wide, so every layout is the one it has")
+    if layout == ("per-layer" if unequal else "padded"):
         raise UsageError(f"{name} is in layout {layout} already")
-    if layout == "uniform":
-        raise UsageError(
-            f"the blocks of {name} are {min(widths)} to {max(widths)} neurons wide, and layout uniform has one width",
-            hint=NEITHER,
-        )
+    if layout == "per-layer":
+        refuse_per_layer(model)
 
 
-def rewrite(model: PrunableModel, manifest: Manifest, layout: Layout, folder: Path, max_shard_size: str) -> None:
+def widths_of(model: PrunableModel) -> tuple[tuple[int, ...], bool]:
+    """Neurons of every block of a folder, and whether its blocks are stored as wide as they are.
+
+    Where all are equally wide, the manifest says how many of a padded one's neurons are more than zeros.
+    """
+    sites = find_sites(model)
+    stored = tuple(sites[block.index].units for block in model.blocks)
+    if len(set(stored)) > 1:
+        return stored, True
+    known = Manifest.read(model.checkpoint.folder).result.widths
+    return (known if len(known) == len(stored) else stored), False
+
+
+def rewrite(model: PrunableModel, layout: Layout, folder: Path, max_shard_size: str) -> None:
     """Write weights, config, code and side files of a finished run in another layout."""
-    source, widths = model.checkpoint, manifest.result.widths
-    rewriting = _Rewriting(model, widths, layout)
+    source, rewriting = model.checkpoint, _Rewriting(model, widths_of(model)[0], layout)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         infos = {name: rewriting.info(name, info) for name, info in source.tensors.items()}

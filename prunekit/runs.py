@@ -111,8 +111,17 @@ def table(
 def effective(manifest: Manifest) -> dict[str, Any]:
     """Dotted path -> value of the settings that a run went by: none of a calibration that did not take place."""
     idle = [] if manifest.calibration else ["calibration."]
-    idle += ["protect_blocks"] if manifest.plan.sparsify() else ["allocator", "pattern"]
+    plan = manifest.plan
+    idle += ["protect_blocks"] if plan.sparsify() else ["pattern"]
+    idle += [] if plan.widths() else ["layout", "width_multiple"]
+    idle += [] if allocated(manifest) else ["allocator"]
     return {path: value for path, value in _flat(manifest.recipe).items() if not path.startswith((*QUIET, *idle))}
+
+
+def allocated(manifest: Manifest) -> str | None:
+    """The allocator that said how much each place loses; None where none was asked."""
+    name = manifest.recipe.get("allocator")
+    return name if manifest.plan.sparsify() or (manifest.plan.widths() and name != "uniform") else None
 
 
 def varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -176,7 +185,7 @@ def _run(name: str, folder: Path, manifest: Manifest, differing: Sequence[str]) 
         name=name,
         source=manifest.source.spec,
         method=manifest.plan.method,
-        allocator=manifest.recipe.get("allocator") if zeroing else None,
+        allocator=allocated(manifest),
         ratio=manifest.plan.ratio,
         pattern=manifest.recipe.get("pattern") if zeroing else None,
         settings={path: settings[path] for path in differing if path in settings},

@@ -114,7 +114,7 @@ class BlockInfluence:
     def add(self, before: Tensor, after: Tensor) -> None:
         """Take in the hidden states around a block, both (sequences, tokens, width)."""
         cosines = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-        self.total += cosines.double().sum().item()
+        self.total += cosines.cpu().double().sum().item()
         self.tokens += cosines.numel()
 
     @property

@@ -24,13 +24,13 @@ from prunekit.skeleton import build_skeleton
 from prunekit.width import Site
 
 UNSET = ("n_inner", "ffn_hidden_size", "intermediate_size")  # None in these means some multiple of the hidden size
-NEITHER = "--layout padded keeps one width on disk; --layout per-layer writes each block as wide as it is"
-WIDE, NARROW, COARSE = 256, 64, 8  # multiples for feed-forward layers from 4096 neurons on, from 512 on, and below
+NEITHER = "plan it again with --layout padded, or with --layout per-layer"
+WIDE, NARROW, FINE = 256, 64, 8  # multiples for feed-forward layers from 4096 neurons on, from 1024 on, and below
 
 
 def default_multiple(neurons: int) -> int:
     """What widths are rounded to: matrix units and quantised formats want round numbers."""
-    return WIDE if neurons >= 4096 else NARROW if neurons >= 1024 else COARSE
+    return WIDE if neurons >= 4096 else NARROW if neurons >= 1024 else FINE
 
 
 class WidthKey:

@@ -93,7 +93,9 @@ def test_a_name_that_is_no_name_never_makes_a_file_of_ours(folder: Path) -> None
     assert not is_ours(folder, config_of(folder)), "a hyphen is in no name of a module"
 
 
-def test_a_folder_with_any_other_code_is_not_ours(folder: Path) -> None:
-    (folder / "custom_generate").mkdir()
-    (folder / "custom_generate" / "generate.py").write_text("raise SystemExit('code ran')\n")
+def test_a_folder_with_a_generate_of_its_own_is_not_ours_wherever_that_is(folder: Path, tmp_path: Path) -> None:
+    (folder / "modeling_other.py").write_text("raise SystemExit('nobody imports this')\n")
+    assert is_ours(folder, config_of(folder))
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "custom_generate").symlink_to(tmp_path / "elsewhere")
     assert not is_ours(folder, config_of(folder))

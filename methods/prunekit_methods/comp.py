@@ -49,9 +49,10 @@ class COMP(Method):
     mask_variance: float = Field(default=0.1, gt=0, description="Variance of the masks beyond which damping is raised.")
 
     def plan(self, ctx: Context) -> PrunePlan:
-        found, influence = find_neurons(ctx), influences(ctx)
-        count = int(self.layer_share * ctx.ratio * len(ctx.model.blocks) + 1e-9)
-        free = candidates(ctx) if count else []
+        found, count = find_neurons(ctx), int(self.layer_share * ctx.ratio * len(ctx.model.blocks) + 1e-9)
+        free = candidates(ctx, count) if count else []
+        found.gone(ctx.ratio, free[:count])  # what cannot be is found out before the text is read
+        influence = influences(ctx)
         removed = smallest({index: influence[index] for index in free}, count)
         kept = {block.index: influence[block.index] for block in ctx.model.kept if block.index not in removed}
         shares = allotted(ctx, found) or (None if ctx.layout == "uniform" else losses(kept))
@@ -66,12 +67,13 @@ class COMP(Method):
 
     def _leave(self, place: Narrowable[Gram], ctx: Context) -> tuple[Tensor, Tensor | None]:
         """The neurons of one layer that stay, and the weight (outputs, neurons) that then reads them."""
-        arguments = (place.inputs.total, place.weight, place.goal, self.damping)
+        arguments = (place.inputs.total, place.weight, place.missing, self.damping)
         gone = place.site.units - place.units
-        if self.score == "condition":
-            keep, _, _ = Problem.masks(*arguments).remove(gone)
-        elif self.score == "refit":
-            keep, _, _ = Problem.weights(*arguments).remove(gone)
+        if self.score in ("condition", "refit"):
+            problem = (Problem.masks if self.score == "condition" else Problem.weights)(*arguments)
+            keep, _, level = problem.remove(gone)
+            if level > 1.01 * problem.level:
+                ctx.note(f"{place.block.path}: damping had to be raised {level / problem.level:.0e} times")
         else:
             keep = keep_largest(self._scores(place, ctx), place.units)
         if self.recover == "none":
@@ -84,13 +86,16 @@ class COMP(Method):
         """One scalar per neuron (neurons,), damped until their variance and size are within bounds."""
         while True:
             masks, _ = problem.solve(keep)
-            inside = masks[keep].var(correction=0) <= self.mask_variance and masks.abs().max() <= LARGEST_MASK
+            inside = (
+                masks[keep.to(masks.device)].var(correction=0) <= self.mask_variance
+                and masks.abs().max() <= LARGEST_MASK
+            )
             if inside or problem.damping > 1e6:
                 break
             problem = problem.damped(10 * problem.damping)
         if problem.damping != self.damping:
-            bound = f"the masks' variance within {self.mask_variance:g}"
-            ctx.note(f"{place.block.path}: damping {problem.damping:g} keeps {bound}")
+            bound = f"for masks of a variance within {self.mask_variance:g} and of a size within {LARGEST_MASK:g}"
+            ctx.note(f"{place.block.path}: damping {problem.damping:g} {bound}")
         return masks[:, 0].to(place.weight)
 
     def _scores(self, place: Narrowable[Gram], ctx: Context) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunekit.contract import Context, Method, Needs
 from prunekit.narrowed_walk import Narrowable, narrow, statistics_of_dense
-from prunekit.narrowing import allotted, neurons, plan_narrowing
+from prunekit.narrowing import Neurons, allotted, neurons, plan_narrowing
 from prunekit.neurons import fluctuation, keep_largest
 from prunekit.plan import PrunePlan
 from prunekit.statistics import Moments
@@ -27,14 +27,19 @@ class FLAP(Method):
     needs: ClassVar[Needs] = Needs(calibration=True, widths=True)
 
     def plan(self, ctx: Context) -> PrunePlan:
-        found, scores = neurons(ctx), {}
+        found = neurons(ctx)
+        gone = found.gone(ctx.ratio)
+        shares = allotted(ctx, found) or (None if ctx.layout == "uniform" else lost(self._scores(ctx, found), gone))
+        return plan_narrowing(ctx, self.name, found, found.widths(gone, found.sites, shares))
+
+    def _scores(self, ctx: Context, found: Neurons) -> dict[int, Tensor]:
+        """Block -> standardised scores of its neurons in the dense model."""
+        scores: dict[int, Tensor] = {}
         ctx.progress.stage("fluctuation", len(found.sites))
         for index, inputs, reader in statistics_of_dense(ctx, found.sites, Moments):
             scores[index] = standardised(fluctuation(inputs, matrix(reader)))
             ctx.progress.step(ctx.model.blocks[index].path)
-        gone = found.gone(ctx.ratio)
-        shares = allotted(ctx, found) or (None if ctx.layout == "uniform" else lost(scores, gone))
-        return plan_narrowing(ctx, self.name, found, found.widths(gone, found.sites, shares))
+        return scores
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
         for place in narrow(ctx, plan, Moments, dense=True):

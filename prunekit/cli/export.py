@@ -16,7 +16,7 @@ EXAMPLES = """
 prunekit export sample-comp-20 --layout padded
 prunekit prune sample -m comp -r 0.3 --layout per-layer -q | prunekit export - --layout padded -o even
 """
-LAYOUTS = ("per-layer", "padded", "uniform")
+LAYOUTS = ("per-layer", "padded")
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder that prunekit prune wrote, or - for its path.")]
 
 
@@ -48,6 +48,7 @@ def export(
         compute=settings.compute(device=values["device"], dtype=values["dtype"]),
         export=settings.writing(max_shard_size=values["max_shard_size"], verify=values["verify"]),
         force=force,
+        trust_remote_code=bool(values["trust_remote_code"]),
         progress=run.screen.progress(),
     )
     run.screen.done()

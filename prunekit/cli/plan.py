@@ -49,6 +49,14 @@ def plan(
         run.screen.show(table("linear", "blocks", "sparsity", "pattern", rows=rows(made), right="blocks,sparsity"))
         if uneven := list(bars(made, "█" if _draws_blocks(run.screen.console.encoding) else "#")):
             run.screen.show(table("block", "sparsity", "of its linears", rows=uneven, right="block,sparsity"))
+    if widths := made.widths():
+        filled = "█" if _draws_blocks(run.screen.console.encoding) else "#"
+        most = max(widths.values())
+        lines = [
+            (f"block {block}", f"{units:,}", filled * round(BAR * units / most))
+            for (block, _), units in sorted(widths.items())
+        ]
+        run.screen.show(table("block", "neurons left", "", rows=lines, right="neurons left"))
     if output is None:
         run.screen.result(made.model_dump(mode="json"), made.to_json().rstrip("\n"))
         return

@@ -90,12 +90,15 @@ def _compare(run: Run, folder: Path, model: str) -> dict[str, Any]:
 
 
 def _unexplained(found: "Comparison", folder: Path) -> list[str]:
-    """Differences beyond the weights that the folder's own plan zeroes; none without a manifest."""
+    """Differences beyond the weights that the folder's own plan zeroes; none where it does more, or is not known."""
     from prunekit.manifest import MANIFEST, Manifest
 
     if not (folder / MANIFEST).is_file():
         return []
-    planned = {f"{linear}.weight" for linear in Manifest.read(folder).plan.sparsify()}
+    plan = Manifest.read(folder).plan
+    if len(plan.sparsify()) < len(plan.actions):  # blocks or neurons are gone, and what is left may have been refitted
+        return []
+    planned = {f"{linear}.weight" for linear in plan.sparsify()}
     others = [f"{one.name} differs" for one in found.differing if one.name not in planned]
     others += [f"{name} is {form}" for name, form in found.reshaped.items()]
     return [

@@ -57,8 +57,7 @@ def test_the_answer_in_json_counts_what_is_written(run: Run, unequal: Path, tmp_
     ("layout", "words"),
     [
         ("per-layer", "is in layout per-layer already"),
-        ("uniform", "neurons wide, and layout uniform has one width"),
-        ("striped", "--layout is striped; expected per-layer, padded or uniform"),
+        ("uniform", "--layout is uniform; expected per-layer or padded"),
         (None, "no layout is given"),
     ],
 )
@@ -71,7 +70,7 @@ def test_a_run_that_has_all_its_neurons_has_nothing_to_lay_out(run: Run, tiny_ll
     out = tmp_path / "zeros"
     assert run("prune", tiny_llama(), "-m", "magnitude", "-r", "0.5", "--no-eval-quick", "-o", out, "-q").exit_code == 0
     ended = run("export", out, "--layout", "padded")
-    assert ended.exit_code == 2 and "has all its neurons" in ended.stderr
+    assert ended.exit_code == 2 and "so every layout is the one it has" in ended.stderr
 
 
 def test_a_folder_that_prunekit_did_not_write_is_an_input_error(run: Run, tiny_llama: Model) -> None:
@@ -92,3 +91,24 @@ def test_an_existing_target_needs_force_and_the_run_is_never_the_target(
 def test_a_method_that_cuts_no_neurons_is_told_so_when_a_layout_is_given(run: Run, tiny_llama: Model) -> None:
     ended = run("prune", tiny_llama(), "-m", "magnitude", "-r", "0.5", "--layout", "padded")
     assert ended.exit_code == 2 and "layout means nothing to it" in ended.stderr
+
+
+def test_an_interrupted_run_at_the_target_is_never_dropped(run: Run, unequal: Path, tmp_path: Path) -> None:
+    blocks = tmp_path / ".out.prunekit" / "blocks"
+    blocks.mkdir(parents=True)
+    (blocks / "00000.safetensors").write_bytes(b"hours of work")
+    (tmp_path / ".out.prunekit" / "signature.json").write_text('{"method": "another"}')
+    ended = run("export", unequal, "--layout", "padded", "-o", tmp_path / "out")
+    assert ended.exit_code == 2 and "holds an interrupted run" in ended.stderr
+    assert (blocks / "00000.safetensors").read_bytes() == b"hours of work"
+
+
+def test_a_folder_per_layer_that_was_pruned_again_can_still_be_padded(
+    run: Run, unequal: Path, text: Path, tmp_path: Path
+) -> None:
+    again, padded = tmp_path / "again", tmp_path / "padded"
+    words = ("-m", "magnitude", "-r", "0.5", "--no-eval-quick", "-q", "-o", again)
+    assert run("prune", unequal, *words).exit_code == 0
+    assert "trust_remote_code=True" in (again / "README.md").read_text()
+    assert run("export", again, "--layout", "padded", "-o", padded, "-q").exit_code == 0
+    assert not list(padded.glob("*.py"))

@@ -148,7 +148,7 @@ def test_more_important_blocks_lose_fewer_neurons_where_widths_may_differ(tiny_l
 
 def test_a_block_whose_output_is_normalised_is_aimed_at_the_dense_layer(tmp_path: Path) -> None:
     folder = families.save("gemma2", tmp_path / "gemma2")
-    ctx, _ = pruned(folder, COMP(layer_share=0), tmp_path / "out", ratio=0.2)
+    ctx, _ = pruned(folder, COMP(layer_share=0, target="stream"), tmp_path / "out", ratio=0.2)
     assert any("target dense is used" in note for note in ctx.notes)
 
 
@@ -238,3 +238,44 @@ def test_an_allocator_says_how_much_each_block_loses(name: str, tiny_llama: Mode
     lost = [256 - units for _, units in sorted(plan.widths().items())]
     assert lost == sorted(lost) and lost[3] == pytest.approx(4 * lost[0], abs=12)
     assert planned_ratio(ctx.model, plan) == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("target", ["layer", "dense", "stream"])
+def test_where_no_neuron_goes_no_target_changes_a_weight(family: str, target: Any, tmp_path: Path) -> None:
+    folder = families.save(family, tmp_path / "dense")
+    method = COMP(target=target, layer_share=0)
+    ctx = checks.open_context(folder, method, tmp_path / "work" / "out", ratio=0.2)
+    plan = method.plan(ctx)
+    whole = [action.model_copy(update={"units": 64 if family != "gpt2" else 128}) for action in plan.actions]
+    method.apply(ctx, plan.model_copy(update={"actions": tuple(whole)}))
+    before = checks.weights(checks.open_context(folder, method).model)
+    for name, tensor in checks.weights(ctx.model).items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("target", ["dense", "stream"])
+def test_biases_of_what_reads_the_neurons_are_not_counted_twice(family: str, target: Any, tmp_path: Path) -> None:
+    folder = families.save(family, tmp_path / "dense")
+    dense = dense_logits(folder)
+    found = {
+        name: damage(pruned(folder, COMP(layer_share=0, **options), tmp_path / name / "out", ratio=0.2)[0], dense)
+        for name, options in {"none": {"recover": "none"}, "weights": {"target": target}}.items()
+    }
+    assert found["weights"] < found["none"]
+
+
+def test_blocks_and_neurons_go_together_in_a_family_that_flattens_its_tokens(tmp_path: Path) -> None:
+    folder = families.save("opt", tmp_path / "dense", num_hidden_layers=4)
+    ctx, plan = pruned(folder, COMP(layer_share=0.8), tmp_path / "work" / "out", ratio=0.4)
+    assert len(plan.removed_blocks()) == 1
+    assert all(tensor.isfinite().all() for tensor in checks.weights(ctx.model).values())
+
+
+def test_a_ratio_below_one_step_is_refused(tiny_llama: Model) -> None:
+    from prunekit.errors import UsageError
+
+    ctx = checks.open_context(tiny_llama(), COMP(), ratio=0.01)
+    with pytest.raises(UsageError, match="less than one step"):
+        COMP().plan(ctx)
