@@ -6,7 +6,8 @@ Every block is handed out with statistics of its neurons and with what the layer
     dense     what it gave in the dense model, whose hidden states walk along
     stream    what makes the hidden states behind the block those of the dense model, whatever went wrong before it
 
-Peak memory is one block, the statistics of one layer, and the hidden states, twice where the dense model walks along.
+Peak memory is one block, the statistics of one layer, what a method solves with them, and the hidden states, twice
+where the dense model walks along.
 """
 
 from collections.abc import Iterator, Mapping

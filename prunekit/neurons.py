@@ -9,8 +9,8 @@ least squares problems are solved, both in float64 and both from the Gram matrix
 T (tokens, outputs) is what the layer should give: what it gave with all its neurons, or whatever repairs the hidden
 states behind it; only what is `missing` from the former is needed, X^T (T - X W^T), in which a bias cancels. lambda is
 a fraction `damping` of the mean diagonal. With P the inverse of the damped Gram matrix, leaving out neuron j and
-solving again costs exactly m_j^2 / P_jj, or |w_j|^2 / P_jj; P then loses a rank. For masks at their start this is the squared
-condition-number score of the method's page. A solve holds four float64 matrices of the size of H at once.
+solving again costs exactly m_j^2 / P_jj, or |w_j|^2 / P_jj; P then loses a rank. For masks at their start this is the
+squared condition-number score of the method's page. A solve holds four float64 matrices of the size of H at once.
 """
 
 import math

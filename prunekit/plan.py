@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prunekit.errors import InputError, UsageError
 
-Part = Literal["mlp", "attention"]
+Part = Literal["mlp"]
 Layout = Literal["uniform", "per-layer", "padded"]
 SCHEMA_VERSION = 1
 HINT = "prunekit plan MODEL -o plan.json"
@@ -107,7 +107,7 @@ class Narrow(Frozen):
 
     kind: Literal["narrow"] = "narrow"
     block: int = Field(ge=0, description="Index of the block in the source model.")
-    part: Part = Field(default="mlp", description="mlp, whose units are neurons, or attention: groups of heads.")
+    part: Part = Field(default="mlp", description="mlp: the feed-forward layer, whose units are neurons.")
     units: int = Field(ge=1, description="How many stay.")
 
     @property

@@ -1,7 +1,7 @@
 """From a finished run to the same model in another layout: written, proven and moved into place as any result is."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from prunekit.walk import logits
 class Relaid(Frozen):
     """What was written; the object that `prunekit export --json` prints."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     output: str = Field(description="The folder that was written.")
     layout: Layout
     widths: tuple[int, ...] = Field(description="Neurons of every block.")

@@ -42,7 +42,7 @@ class Run(Frozen):
     name: str
     source: str = Field(description="The model that was pruned.")
     method: str
-    allocator: str | None = Field(description="What shared out the sparsity, where single weights went.")
+    allocator: str | None = Field(description="What shared out the ratio, where weights went or blocks' widths differ.")
     ratio: float
     pattern: str | None = Field(description="Where zeros may be, where single weights went.")
     settings: dict[str, Any] = Field(description="Other settings in which the runs differ: dotted path -> value.")
@@ -51,6 +51,7 @@ class Run(Frozen):
     stored_bytes: int = Field(description="Bytes of the weight files.")
     blocks: int
     removed_blocks: tuple[int, ...]
+    widths: tuple[int, ...] = Field(default=(), description="Neurons of every block, where some were cut out.")
     sparsity: float = Field(description="Fraction of zeros in the linears of the blocks.")
     perplexity: Quality | None = Field(description="As the run measured it; null when it did not.")
     measured: Row | None = Field(default=None, description="As it was measured for this comparison.")
@@ -62,6 +63,14 @@ class Run(Frozen):
         description="Pictures on whose Pareto front the run is: quality against size, against speed "
         "(as it was timed, or else by the work per token).",
     )
+
+    @property
+    def neurons(self) -> str:
+        """`376`, or `288 to 440`; nothing where none was cut out."""
+        if not self.widths:
+            return ""
+        low, high = min(self.widths), max(self.widths)
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
     @property
     def quality(self) -> Number | None:
@@ -194,6 +203,7 @@ def _run(name: str, folder: Path, manifest: Manifest, differing: Sequence[str]) 
         stored_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         blocks=result.blocks,
         removed_blocks=result.removed_blocks,
+        widths=result.widths,
         sparsity=result.sparsity,
         perplexity=_quality(manifest.perplexity),
     )

@@ -1,9 +1,9 @@
-"""Cut neurons, or groups of attention heads, out of a block so that all its linears agree.
+"""Cut neurons out of a block so that all its linears agree.
 
-A unit is what can only go as a whole: a neuron of a feed-forward layer (a row of gate and up, a column of down), or a
-key-value head with its query heads (rows of q, k and v, columns of o). Which linears belong together is not told by
-their names. It is found by running a block: of a neuron's `writers` a disturbance reaches one input of the `reader` and
-no other token; and it is proven: a block whose reader ignores some units computes the same when they are cut out.
+A neuron of a feed-forward layer can only go as a whole: a row of gate and up, a column of down, in whatever linears a
+family keeps them. Which of these belong together is not told by their names. It is found by running a block: of a
+neuron's `writers` a disturbance reaches one input of the `reader` and no other token; and it is proven: a block whose
+reader ignores some neurons computes the same when they are cut out.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -97,7 +97,6 @@ EVERY = [Narrow(block=index, units=32) for index in range(4)]
         ([*EVERY[:3], Narrow(block=3, units=65)], InputError, "leaves 65 neurons in block 3, which has 64"),
         ([*EVERY[:3], Narrow(block=3, units=40)], UsageError, "32 to 40 neurons"),
         ([*EVERY, Sparsify(linear="model.layers.0.mlp.up_proj", sparsity=0.5)], InputError, "wants sparsify"),
-        ([*EVERY, Narrow(block=1, part="attention", units=1)], InputError, "the attention of block 1"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused(

@@ -14,6 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from prunekit.evaluate.rows import BeforeAndAfter, Evaluation
 from prunekit.pipeline import Outcome
 from prunekit.push import Upload
+from prunekit.relayout import Relaid
 from prunekit.repeat import Repeat
 from prunekit.runs import Runs
 from prunekit.sweep import Sweep
@@ -26,9 +27,11 @@ MODELS: dict[str, type[BaseModel]] = {
     "compare": Runs,
     "sweep": Sweep,
     "push": Upload,
+    "export": Relaid,
 }
 INNER: dict[str, dict[str, type[BaseModel]]] = {  # what a model holds as plain JSON, or null
-    "prune": {"perplexity": BeforeAndAfter, "verification": Verification, "repeat": Repeat}
+    "prune": {"perplexity": BeforeAndAfter, "verification": Verification, "repeat": Repeat},
+    "export": {"verification": Verification},
 }
 
 

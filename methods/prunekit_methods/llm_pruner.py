@@ -22,7 +22,7 @@ from prunekit.width import per_unit
 
 
 class LLMPruner(Method):
-    """Cut the neurons of smallest first- and second-order Taylor importance, equally many in every block."""
+    """Cut the neurons of smallest first- and second-order Taylor importance."""
 
     name: ClassVar[str] = "llm-pruner"
     paper: ClassVar[str] = "Ma et al. 2023, arXiv:2305.11627"

@@ -1,4 +1,4 @@
-"""Wanda-sp: cut the neurons that a feed-forward layer's output weights read most quietly, equally many in every block.
+"""Wanda-sp: cut the neurons that a feed-forward layer's output weights read most quietly.
 
 Paper: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models", arXiv:2312.11983 (its
 baseline, after Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695).

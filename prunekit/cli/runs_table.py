@@ -17,7 +17,7 @@ def tabled(found: "Runs") -> Any:
     """The table; columns that would say the same in every row, or nothing, are left out."""
     rows = [cells(run, found) for run in found.runs]
     headers = [name for name in rows[0] if any(row[name] not in ("", "-") for row in rows)] if rows else []
-    right = "ratio,parameters,size,blocks,zeros,perplexity,to dense,work,speed"
+    right = "ratio,parameters,size,blocks,neurons,zeros,perplexity,to dense,work,speed"
     return table(*headers, rows=[[row[name] for name in headers] for row in rows], right=right)
 
 
@@ -31,12 +31,15 @@ def cells(run: "Run", found: "Runs") -> dict[str, str]:
     return {
         "run": run.name,
         "model": run.source if len({each.source for each in found.runs}) > 1 else "",
+        "method": run.method if any(each.method not in each.name for each in found.runs) else "",
+        "pattern": run.pattern or "" if len({each.pattern for each in found.runs}) > 1 else "",
         "allocator": run.allocator or "" if any(each.allocator not in (None, "uniform") for each in found.runs) else "",
         "settings": ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in run.settings.items()),
         "ratio": f"{run.ratio:g}",
         "parameters": f"{run.parameters:,} ({run.parameters_ratio - 1:+.1%})".replace("%", " %"),
         "size": size(run.stored_bytes),
         "blocks": str(run.blocks),
+        "neurons": run.neurons,
         "zeros": f"{run.sparsity:.1%}".replace("%", " %") if run.sparsity else "",
         "perplexity": "-" if value is None else number(value),
         "to dense": "-" if ratio is None else f"{ratio - 1:+.1%}".replace("%", " %"),

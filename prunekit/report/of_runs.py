@@ -84,12 +84,15 @@ def _cells(place: int, run: Run, worst: float) -> dict[str, Cell]:
     quality = run.quality
     return {
         "run": f"{place}. {run.name}",
+        "method": run.method if run.method not in run.name else "",
+        "pattern": run.pattern if run.pattern not in (None, "unstructured") else "",
         "allocator": run.allocator if run.allocator not in (None, "uniform") else "",
         "settings": ", ".join(f"{path.rpartition('.')[2]} = {value}" for path, value in run.settings.items()),
         "ratio": f"{run.ratio:g}",
         "parameters": f"{run.parameters:,} ({change(run.parameters_ratio)})",
         "size": megabytes(run.stored_bytes),
         "blocks": str(run.blocks),
+        "neurons": run.neurons,
         "zeros": percent(run.sparsity) if run.sparsity else "",
         "perplexity": "-" if value is None else number(value),
         "to dense": change(ratio),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from contract_checks import bytes_of
@@ -12,6 +13,7 @@ from prunekit.checkpoint import Checkpoint
 from .conftest import Run
 
 Model = Callable[..., Path]
+SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 NARROW = ["-m", "comp", "-r", "0.3", "--samples", 4, "--seq-len", 32, "--no-eval-quick", "--width-multiple", 4]
 
 
@@ -47,6 +49,7 @@ def test_from_per_layer_to_padded_and_back_gives_the_same_bytes(run: Run, unequa
 
 def test_the_answer_in_json_counts_what_is_written(run: Run, unequal: Path, tmp_path: Path) -> None:
     done = json.loads(run("export", unequal, "--layout", "padded", "-o", tmp_path / "out", "--json").stdout)
+    jsonschema.validate(done, json.loads((SCHEMAS / "export.schema.json").read_text()))
     tensors = Checkpoint.open(tmp_path / "out").tensors.values()
     assert done["layout"] == "padded" and len(set(done["widths"])) > 1
     assert done["parameters"] > done["parameters_before"]
