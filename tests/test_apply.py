@@ -128,6 +128,6 @@ def test_blocks_are_planned_removed_and_reported(tiny_llama: Callable[..., Path]
 
     assert len(AutoModelForCausalLM.from_pretrained(tmp_path / "out").model.layers) == 2
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "without 2 of its 4 decoder blocks, taken out by prunekit" in card
+    assert "without 2 of its 4 decoder blocks by prunekit" in card
     assert "| removed blocks | 1, 2 (counted from 0, in the source) |" in card
     assert "the zeros are stored" not in card.lower()

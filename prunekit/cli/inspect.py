@@ -35,9 +35,7 @@ Spectra = Annotated[
 ]
 Figure = Annotated[
     Path | None,
-    options.option(
-        options.SHOWING, "FILE", "Draw the spectra: .svg, .png or .pdf; implies --spectra.", "--figure", envvar=None
-    ),
+    options.option(options.SHOWING, "FILE", "Draw the spectra: .svg, .png or .pdf; implies --spectra.", "--figure"),
 ]
 Bits = Annotated[
     float | None,

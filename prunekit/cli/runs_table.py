@@ -32,7 +32,7 @@ def cells(run: "Run", found: "Runs") -> dict[str, str]:
         "run": run.name,
         "model": run.source if len({each.source for each in found.runs}) > 1 else "",
         "method": run.method if any(each.method not in each.name for each in found.runs) else "",
-        "pattern": run.pattern or "" if len({each.pattern for each in found.runs}) > 1 else "",
+        "pattern": run.pattern or "" if len({each.pattern for each in found.runs} - {None}) > 1 else "",
         "allocator": run.allocator or "" if any(each.allocator not in (None, "uniform") for each in found.runs) else "",
         "settings": ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in run.settings.items()),
         "ratio": f"{run.ratio:g}",

@@ -22,6 +22,7 @@ OUTCOME: dict[str, Any] = {
     "parameters_before": 2000,
     "blocks": 4,
     "removed_blocks": [],
+    "widths": [],
     "perplexity": PERPLEXITY,
     "verification": {"mode": "full", "checks": []},
     "notes": [],

@@ -28,7 +28,7 @@ def test_the_table_comes_from_the_manifests_alone(run: Run, runs: list[str]) -> 
     result = run("compare", *runs)
     assert (result.exit_code, result.stderr) == (0, "")
     head, _, first, second = result.stdout.splitlines()
-    assert head.split() == "run ratio parameters size blocks zeros perplexity to dense best".split()
+    assert head.split() == "run method ratio parameters size blocks zeros perplexity to dense best".split()
     assert first.split()[0] == "a" and "50.1 %" in first and second.split()[0] == "b"
     found = json.loads(run("compare", *runs, "--json").stdout)
     manifest = json.loads((Path("b") / "prunekit.json").read_text())

@@ -136,7 +136,10 @@ def test_a_ratio_that_is_none_is_a_usage_error(run: Run, ratio: str) -> None:
     ("words", "said"),
     [
         (("sample", "-m", "wnda", "-r", "0.5"), "hint: did you mean wanda?"),
-        (("sample", "-m", "wanda", "--pattern", "3:2"), "pattern '3:2' is not 'unstructured' or N:M with 1 <= N < M"),
+        (
+            ("sample", "-m", "wanda", "--pattern", "3:2"),
+            "pattern '3:2' is not 'unstructured', N:M with 1 <= N < M, or *:M",
+        ),
         (("sample", "-m", "wanda", "--pattern", "2:4", "-r", "0.6"), "ratio 0.6 contradicts pattern 2:4"),
         (("sample", "-m", "wanda"), "hint: --ratio 0.5 prunes one half"),
         (("sample", "-r", "0.5"), "no method is given"),
