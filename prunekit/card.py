@@ -15,6 +15,7 @@ from prunekit.locate import short_name
 from prunekit.manifest import MANIFEST, Manifest, Result, portable
 from prunekit.staging import write_atomically
 from prunekit.text_hub import NAMED
+from prunekit.words import span
 
 CARD = "README.md"
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*")
@@ -210,7 +211,7 @@ def _change(manifest: Manifest) -> str:
     removed = f"without {len(result.removed_blocks)} of its {result.blocks + len(result.removed_blocks)} decoder blocks"
     zeroed = f"with {result.sparsity:.2%} of the weights in its decoder blocks' linears set to zero"
     parts = [removed] if plan.removed_blocks() else []
-    parts += [f"with {_widths(result)} neurons in a decoder block's feed-forward layer"] if result.widths else []
+    parts += [f"with {span(result.widths)} neurons in a decoder block's feed-forward layer"] if result.widths else []
     parts += [zeroed] if plan.sparsify() else []
     return " and ".join(parts) or "rewritten"
 
@@ -220,12 +221,6 @@ def _narrower(manifest: Manifest) -> str:
     return (
         (PADDED if manifest.recipe.get("layout") == "padded" and len(set(widths)) > 1 else NARROWER) if widths else ""
     )
-
-
-def _widths(result: Result) -> str:
-    """`376`, or `288 to 440`."""
-    low, high = min(result.widths), max(result.widths)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _counted(result: Result) -> str:
@@ -248,7 +243,7 @@ def _done(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if removed := plan.removed_blocks():
         yield "removed blocks", ", ".join(map(str, removed)) + " (counted from 0, in the source)"
     if result.widths:
-        yield "widths", f"{_widths(result)} neurons, layout {code(recipe.get('layout', 'uniform'))}"
+        yield "widths", f"{span(result.widths)} neurons, layout {code(recipe.get('layout', 'uniform'))}"
     if actions := plan.sparsify():
         wanted = sorted(action.sparsity for action in actions.values())
         spread = f"{wanted[0]:.2%}" if wanted[0] == wanted[-1] else f"{wanted[0]:.2%} to {wanted[-1]:.2%}"

@@ -4,16 +4,13 @@ As with token ids, a cache never fails a run: a file that is damaged counts as a
 written, and files appear whole.
 """
 
-import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from prunekit.token_cache import folder, key
+from prunekit.token_cache import folder, key, write_whole
 
 
 def digest(tensor: Tensor) -> str:
@@ -44,13 +41,4 @@ def write(path: Path, numbers: Tensor) -> None:
     """Write an entry whole or not at all."""
     from safetensors.torch import save
 
-    data = save({"numbers": numbers.contiguous()}, {"seal": digest(numbers)})
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(name, path)
-        except OSError:
-            os.unlink(name)
+    write_whole(path, save({"numbers": numbers.contiguous()}, {"seal": digest(numbers)}))

@@ -16,6 +16,7 @@ from prunekit.evaluate.verdicts import judge
 from prunekit.manifest import Manifest
 from prunekit.plan import Frozen
 from prunekit.recipe import FREE
+from prunekit.words import span
 
 COLUMNS = ("model", "method", "allocator", "ratio", "pattern")  # settings that every table shows
 QUIET = ("evaluation.", "export.", "compute.", "gates.")  # settings that change no weight
@@ -67,10 +68,7 @@ class Run(Frozen):
     @property
     def neurons(self) -> str:
         """`376`, or `288 to 440`; nothing where none was cut out."""
-        if not self.widths:
-            return ""
-        low, high = min(self.widths), max(self.widths)
-        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        return span(self.widths) if self.widths else ""
 
     @property
     def quality(self) -> Number | None:
@@ -175,6 +173,11 @@ def _badness(run: Run) -> float | None:
     return None if value is None or isinstance(value, str) or value == INFINITE else value
 
 
+def stored_bytes(folder: Path) -> int:
+    """Size of the weight files of a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def judged(run: Run, gates: Gates) -> tuple[Verdict, ...]:
     """What became of limits, by what a run itself measured and by the files."""
     size = Size(parameters=Count(value=run.parameters), stored_bytes=Count(value=run.stored_bytes))
@@ -200,7 +203,7 @@ def _run(name: str, folder: Path, manifest: Manifest, differing: Sequence[str]) 
         settings={path: settings[path] for path in differing if path in settings},
         parameters=result.parameters,
         parameters_ratio=result.parameters / max(1, result.parameters_before),
-        stored_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        stored_bytes=stored_bytes(folder),
         blocks=result.blocks,
         removed_blocks=result.removed_blocks,
         widths=result.widths,

@@ -62,7 +62,11 @@ def write(path: Path, ids: Tensor, kept: Mapping[str, Any]) -> None:
     """Write an entry whole or not at all; `kept` is JSON that comes back with the ids."""
     from safetensors.torch import save
 
-    data = save({"ids": ids.contiguous()}, {"kept": json.dumps(kept), "seal": _seal(ids, kept)})
+    write_whole(path, save({"ids": ids.contiguous()}, {"kept": json.dumps(kept), "seal": _seal(ids, kept)}))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all; one that cannot be written is left out."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")

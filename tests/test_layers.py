@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LAYERS = tuple(
     row.split()
     for row in (
-        "prunekit errors plan progress sample processes",
+        "prunekit errors words plan progress sample processes",
         "checkpoint locate staging structure compute layer_code skeleton model statistics loss "
         "text_files text_hub texts token_cache eigen tails number_cache spectra",
         "contract capture collect sharding",

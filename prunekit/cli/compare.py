@@ -18,7 +18,6 @@ prunekit compare depth-sweep/*-20 --tasks sample --speed --report compare.html
 Folders = Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that prunekit prune wrote.")]
 
 
-PROTOCOL: options.Group = {"protocol": options.MEASURING["protocol"]}
 MEASURED: options.Group = {
     "ppl": (options.Ppls, None),
     "ppl_column": (options.PplColumn, None),
@@ -26,7 +25,7 @@ MEASURED: options.Group = {
 }
 
 
-@command(options.WALKING, MEASURED, PROTOCOL, options.TASKING, options.TIMING, options.REPORTING)
+@command(options.WALKING, MEASURED, options.PROTOCOL, options.TASKING, options.TIMING, options.REPORTING)
 def compare(run: Run, folders: Folders, baseline: options.Baseline = None) -> None:
     """Compare finished runs, from the manifests that they left.
 

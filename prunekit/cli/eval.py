@@ -14,10 +14,11 @@ prunekit eval sample-trsp-30 --baseline sample --tasks sample --speed --min-spee
 prunekit eval pruned --ppl none --tasks piqa,arc_easy,my-task.yaml --limit 200
 prunekit prune sample -m wanda -r 0.5 -q | prunekit eval - --baseline sample --max-ppl-increase 15% --json
 """
-PROTOCOL: options.Group = {"protocol": options.MEASURING["protocol"]}
 
 
-@command(options.WALKING, PROTOCOL, options.LIMITS, options.EVALUATION_LIMITS, options.JUDGING, options.REPORTING)
+@command(
+    options.WALKING, options.PROTOCOL, options.LIMITS, options.EVALUATION_LIMITS, options.JUDGING, options.REPORTING
+)
 def eval(
     run: Run,
     models: options.Models,

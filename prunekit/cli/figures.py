@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.bars import bar
-from prunekit.cli.outcome import number
 from prunekit.cli.screen import table
+from prunekit.words import change, number, percent
 
 if TYPE_CHECKING:
     from prunekit.evaluate.rows import Count, Evaluation, Number, Rate, Row
@@ -122,16 +122,6 @@ def _count(count: "Count | None", compared: bool) -> list[str]:
 
 def _known(value: object) -> str:
     return DASH if value is None else str(value)
-
-
-def change(ratio: float | None) -> str:
-    """A ratio as what it adds: 1.25 is `+25.0 %`."""
-    return DASH if ratio is None else f"{ratio - 1:+.1%}".replace("%", " %")
-
-
-def percent(share: float | None) -> str:
-    """A share of one: `97.5 %`."""
-    return DASH if share is None else f"{share:.1%}".replace("%", " %")
 
 
 def fixed(value: "Number | None") -> str:

@@ -401,6 +401,7 @@ EVALUATION_LIMITS: Group = {
     "min_speedup": (MinSpeedup, None),
 }
 JUDGING: Group = {"exit_zero": (ExitZero, False)}
+PROTOCOL: Group = {"protocol": MEASURING["protocol"]}
 WRITING: Group = {"max_shard_size": (MaxShardSize, None), "verify": (Verify, None)}
 REPLACING: Group = {"force": (Force, False), "restart": (Restart, False)}
 REPORTING: Group = {"report": (ReportFile, None)}

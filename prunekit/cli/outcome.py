@@ -8,6 +8,7 @@ from prunekit.cli.bars import columns
 from prunekit.cli.command import Run
 from prunekit.cli.progress import duration
 from prunekit.cli.screen import facts
+from prunekit.words import number
 
 if TYPE_CHECKING:
     from prunekit.pipeline import Outcome
@@ -91,11 +92,6 @@ def perplexity(measured: dict[str, Any]) -> str:
     where = f"on {measured['set']}{itself}, protocol {measured['protocol']}"
     text = f"{number(before)} -> {number(after)}{change(before, after)} {where}"
     return f"{text}, {measured['windows']} windows of {measured['window']} tokens"
-
-
-def number(value: float | str) -> str:
-    """A perplexity with four digits or more; `inf` and `nan` as they are."""
-    return f"{value:,.2f}" if isinstance(value, int | float) else str(value)
 
 
 def change(before: float | str, after: float | str) -> str:

@@ -8,9 +8,9 @@ import typer
 from prunekit.cli import options
 from prunekit.cli.command import Run, command
 from prunekit.cli.models import read_model
-from prunekit.cli.runs_table import size
 from prunekit.cli.screen import table
 from prunekit.errors import InputError
+from prunekit.words import megabytes
 
 if TYPE_CHECKING:
     from prunekit.push import Upload
@@ -53,8 +53,8 @@ def push(
 
 def _show(run: Run, upload: "Upload", dry_run: bool) -> None:
     """What goes where."""
-    rows = [(file.name, size(file.bytes)) for file in upload.files]
-    total = size(sum(file.bytes for file in upload.files))
+    rows = [(file.name, megabytes(file.bytes)) for file in upload.files]
+    total = megabytes(sum(file.bytes for file in upload.files))
     run.screen.show(table("file", "size", rows=[*rows, ("in all", total)], right="size"))
     for name in upload.left_out:
         run.screen.say(f"note: {name} is no part of a model, and is not uploaded")

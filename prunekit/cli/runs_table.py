@@ -3,13 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.bars import bar
-from prunekit.cli.outcome import number
 from prunekit.cli.screen import table
+from prunekit.words import change, megabytes, number, percent
 
 if TYPE_CHECKING:
     from prunekit.runs import Run, Runs
 
-UNITS = ("B", "kB", "MB", "GB", "TB")
 MARK = "*"
 
 
@@ -36,23 +35,15 @@ def cells(run: "Run", found: "Runs") -> dict[str, str]:
         "allocator": run.allocator or "" if any(each.allocator not in (None, "uniform") for each in found.runs) else "",
         "settings": ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in run.settings.items()),
         "ratio": f"{run.ratio:g}",
-        "parameters": f"{run.parameters:,} ({run.parameters_ratio - 1:+.1%})".replace("%", " %"),
-        "size": size(run.stored_bytes),
+        "parameters": f"{run.parameters:,} ({change(run.parameters_ratio)})",
+        "size": megabytes(run.stored_bytes),
         "blocks": str(run.blocks),
         "neurons": run.neurons,
-        "zeros": f"{run.sparsity:.1%}".replace("%", " %") if run.sparsity else "",
+        "zeros": percent(run.sparsity) if run.sparsity else "",
         "perplexity": "-" if value is None else number(value),
-        "to dense": "-" if ratio is None else f"{ratio - 1:+.1%}".replace("%", " %"),
+        "to dense": change(ratio),
         "": bar(quality, worst) if isinstance(quality, int | float) else "",
-        "work": "-" if run.work_ratio is None else f"{run.work_ratio - 1:+.1%}".replace("%", " %"),
+        "work": change(run.work_ratio),
         "speed": "-" if run.speed is None else f"{run.speed:.2f}x",
         "best": " ".join(run.fronts),
     }
-
-
-def size(count: int) -> str:
-    """`20.5 MB`, in steps of a thousand."""
-    value, unit = float(count), 0
-    while value >= 1000 and unit < len(UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{value:.1f} {UNITS[unit]}" if unit else f"{count} B"

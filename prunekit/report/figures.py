@@ -8,8 +8,8 @@ from prunekit.evaluate.rows import Row
 from prunekit.manifest import Manifest
 from prunekit.report import svg
 from prunekit.report.content import Figure, Table
-from prunekit.report.words import number, percent, plural
 from prunekit.runs import Run
+from prunekit.words import number, percent, plural
 
 SPECTRA = "spectra"  # in a plan's evidence: name of a matrix -> its eigenvalues or singular values
 MOST_CURVES = 200

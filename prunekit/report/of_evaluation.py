@@ -7,7 +7,7 @@ from prunekit.evaluate.rows import Count, Evaluation, Row
 from prunekit.report.content import Passage, Report, Section, Table
 from prunekit.report.figures import of_rows
 from prunekit.report.of_run import gates, sample
-from prunekit.report.words import change, listed, megabytes, number, percent
+from prunekit.words import change, listed, megabytes, number, percent
 
 if TYPE_CHECKING:
     from prunekit.evaluate.continuation import Continuation

@@ -10,7 +10,8 @@ from prunekit.manifest import Manifest
 from prunekit.recipe import Recipe
 from prunekit.report.content import Passage, Report, Section, Table
 from prunekit.report.figures import of_blocks
-from prunekit.report.words import change, listed, megabytes, number, percent, plural
+from prunekit.runs import stored_bytes
+from prunekit.words import change, listed, megabytes, number, percent, plural, span
 
 if TYPE_CHECKING:
     from prunekit.evaluate.continuation import Continuation
@@ -53,9 +54,8 @@ def sentence(manifest: Manifest) -> str:
         parts.append(f"took {len(result.removed_blocks)} of {plural(total, 'decoder block')} out")
     if plan.sparsify():
         parts.append(f"set {percent(result.sparsity)} of the weights in the decoder blocks to zero")
-    if widths := result.widths:
-        spread = f"{min(widths):,}" if len(set(widths)) == 1 else f"{min(widths):,} to {max(widths):,}"
-        parts.append(f"left {spread} neurons in each of the decoder blocks")
+    if result.widths:
+        parts.append(f"left {span(result.widths)} neurons in each of the decoder blocks")
     text = f"Of {manifest.source.spec}, {plan.method} {listed(parts) or 'rewrote the weights'}"
     text += f", which leaves {result.parameters:,} parameters ({percent(lost)} less)" if lost > 0 else ""
     found = manifest.perplexity
@@ -94,11 +94,6 @@ def _result(manifest: Manifest, source: Path, folder: Path) -> Table:
         ratio = change(_ratio(found["before"], found["after"]))
         rows.append([name, number(found["before"]), number(found["after"]), ratio])
     return Table("Before and after", ["", "before", "after", "change"], rows, frozenset({"before", "after", "change"}))
-
-
-def stored_bytes(folder: Path) -> int:
-    """Size of the weight files of a folder."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _row(name: str, before: int, after: int, form: str) -> list[str]:

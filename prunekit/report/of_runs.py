@@ -7,9 +7,9 @@ from prunekit.report.content import Cell, Passage, Report, Section, Table
 from prunekit.report.figures import of_rows, of_runs
 from prunekit.report.of_evaluation import tables
 from prunekit.report.of_run import gates
-from prunekit.report.words import change, listed, megabytes, number, percent, plural
 from prunekit.runs import Run, Runs
 from prunekit.sweep import Sweep
+from prunekit.words import change, listed, megabytes, number, percent, plural
 
 NUMBERS = frozenset({"ratio", "parameters", "size", "blocks", "zeros", "perplexity", "to dense", "work", "speed"})
 

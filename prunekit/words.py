@@ -1,5 +1,6 @@
-"""Numbers in words, as reports write them."""
+"""Numbers in words, as tables, reports and cards write them."""
 
+from collections.abc import Collection
 from typing import Any
 
 
@@ -31,6 +32,12 @@ def megabytes(count: int) -> str:
         value = value / 1000
         units.pop(0)
     return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def span(counts: Collection[int]) -> str:
+    """`376`, or `288 to 440`."""
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def listed(names: list[str]) -> str:
