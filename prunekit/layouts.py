@@ -23,8 +23,7 @@ class Narrowed:
         self.model = model
         self.layout: Layout = layout
         self.widths = current_widths(model)
-        self.sites: dict[int, Site] = {index: site for (index, _), site in model.sites.items()}
-        self._transposed = {path for path, linear in model.linears().items() if linear.transposed}
+        self.sites = model.sites
 
     @cached_property
     def key(self) -> WidthKey:
@@ -71,4 +70,4 @@ class Narrowed:
         number, _, inside = name.removeprefix(f"{self.model.stack_path}.").partition(".")
         if not (name.startswith(f"{self.model.stack_path}.") and number.isdigit() and int(number) in self.sites):
             return None
-        return self.sites[int(number)], inside, name.rpartition(".")[0] in self._transposed
+        return self.sites[int(number)], inside, self.model.is_transposed(name)

@@ -7,6 +7,7 @@ are the one `ModuleList` as long as `num_hidden_layers`.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -16,7 +17,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from prunekit import processes
 from prunekit.checkpoint import STORED_DTYPES, Checkpoint, Copy, TensorInfo, finite
 from prunekit.compute import choose_device, choose_dtype, give_back_memory
-from prunekit.plan import Part
 from prunekit.skeleton import build_skeleton, conversion, load_whole
 from prunekit.staging import Piece, Staging
 from prunekit.structure import Block, Linear, Site, find_blocks, fit_features
@@ -44,7 +44,7 @@ class PrunableModel:
         self.dtype = dtype
         self.edits: Staging | None = None
         self.removed: frozenset[int] = frozenset()
-        self.sites: dict[tuple[int, Part], Site] = {}
+        self.sites: dict[int, Site] = {}
         self.trust_remote_code = False
         self._resident = False
         self.whole: PreTrainedModel | None = None
@@ -89,6 +89,14 @@ class PrunableModel:
     def kept(self) -> list[Block]:
         """The blocks that are not removed."""
         return [block for block in self.blocks if block.index not in self.removed]
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a tensor, known by its name in the model, is of a linear that is stored as (inputs, outputs)."""
+        return name.rpartition(".")[0] in self._transposed
+
+    @cached_property
+    def _transposed(self) -> frozenset[str]:
+        return frozenset(path for path, linear in self.linears().items() if linear.transposed)
 
     def linears(self) -> dict[str, Linear]:
         """Path -> linear, for all blocks of the source in order."""

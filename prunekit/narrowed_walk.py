@@ -94,7 +94,7 @@ def narrow(
                 f"{block.path}.{site.reader} cannot be pruned with this calibration set: {problem}",
                 hint="calibrate on more or other text",
             )
-        yield Narrowable(block, module, site, widths[block.index, "mlp"], measured.inputs, measured.missing)
+        yield Narrowable(block, module, site, widths[block.index], measured.inputs, measured.missing)
 
 
 @torch.no_grad()

@@ -159,7 +159,7 @@ def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, Site]:
     Raises InputError when it asks for what is not there, UsageError when its widths do not fit the layout.
     """
     depth, removed = len(ctx.model.blocks), plan.removed_blocks()
-    widths = {block: units for (block, part), units in plan.widths().items() if part == "mlp"}
+    widths = plan.widths()
     if len(widths) + len(removed) < len(plan.actions):
         fitting = {f"block {index}" for index in removed} | {f"the mlp of block {index}" for index in widths}
         other = next(action for action in plan.actions if action.place not in fitting)
@@ -184,7 +184,7 @@ def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, Site]:
             f"the plan leaves {min(widths.values())} to {max(widths.values())} neurons in a block; uniform means one",
             hint=NEITHER,
         )
-    ctx.model.sites = {(index, "mlp"): site for index, site in sites.items()}
+    ctx.model.sites = sites
     return sites
 
 
@@ -193,7 +193,7 @@ def planned_ratio(model: PrunableModel, plan: PrunePlan) -> float:
     site = next(iter(find_sites(model).values()))
     found = Neurons({}, site.units, _cost(model, site), _parameters(model), 1)
     known = [index for index in plan.removed_blocks() if index < len(model.blocks)]  # others are refused later
-    return found.ratio(known, {block: units for (block, _), units in plan.widths().items()})
+    return found.ratio(known, plan.widths())
 
 
 def _parameters(model: PrunableModel) -> dict[int, int]:
@@ -217,10 +217,9 @@ def refuse_per_layer(model: PrunableModel) -> None:
 def _cost(model: PrunableModel, site: Site) -> int:
     """Parameters of one neuron: what the block loses with it."""
     block = model.blocks[site.block]
-    transposed = {linear.path for linear in block.linears if linear.transposed}
     shapes = {name: model.tensors[name].shape for name in model.block_tensors(site.block)}
     fewer = [
-        site.shape(name.removeprefix(f"{block.path}."), shape, site.units - 1, name.rpartition(".")[0] in transposed)
+        site.shape(name.removeprefix(f"{block.path}."), shape, site.units - 1, model.is_transposed(name))
         for name, shape in shapes.items()
     ]
     return _count(shapes.values()) - _count(fewer)

@@ -145,7 +145,7 @@ class PrunePlan(Frozen):
         for place, times in Counter(action.place for action in self.actions).items():
             if times > 1:
                 raise ValueError(f"{place} has {times} actions; expected one")
-        if both := sorted(set(self.removed_blocks()) & {block for block, _ in self.widths()}):
+        if both := sorted(set(self.removed_blocks()) & self.widths().keys()):
             raise ValueError(f"block {both[0]} is removed and narrowed; expected one of them")
         return self
 
@@ -157,9 +157,9 @@ class PrunePlan(Frozen):
         """Source indices of the blocks that go, ascending."""
         return tuple(sorted(action.block for action in self.actions if isinstance(action, RemoveBlock)))
 
-    def widths(self) -> dict[tuple[int, Part], int]:
-        """Source index of a block and its part -> how many units stay there."""
-        return {(action.block, action.part): action.units for action in self.actions if isinstance(action, Narrow)}
+    def widths(self) -> dict[int, int]:
+        """Source index of a block -> how many neurons stay there."""
+        return {action.block: action.units for action in self.actions if isinstance(action, Narrow)}
 
     def fingerprint(self) -> str:
         """sha256 of the actions."""

@@ -13,7 +13,7 @@ from prunekit.model import PrunableModel
 from prunekit.plan import Frozen, Layout
 from prunekit.progress import Progress, Silent
 from prunekit.recipe import ComputeRecipe, ExportRecipe, Recipe
-from prunekit.rewriting import check_layout, rewrite, widths_of
+from prunekit.rewriting import Rewriting
 from prunekit.staging import Staging
 from prunekit.verify import Verification, verify
 from prunekit.walk import logits
@@ -48,16 +48,16 @@ def relayout(
     """
     manifest, compute, wanted = Manifest.read(run), compute or ComputeRecipe(), export or ExportRecipe()
     model, _ = open_model(str(run), compute, True, trust_remote_code)
-    check_layout(model, str(run), layout)
+    rewriting = Rewriting(model, manifest, layout, str(run))
     target = output or Path(f"{run.resolve().name}-{layout}")
     signature = {"layout": layout, "source": model.checkpoint.fingerprint()}
     with Staging.open(target, signature, source=run, force=force) as staging:
         ids = probe_ids(None, model)
         (progress or Silent()).stage("recording logits", len(model.blocks))
         staging.write_probe(ids, next(iter(logits(model, ids, progress=progress)))[0])
-        rewrite(model, layout, staging.export_dir, wanted.max_shard_size)
+        rewriting.write(staging.export_dir, wanted.max_shard_size)
         written, _ = open_model(str(staging.export_dir), compute, True, trust_remote_code)
-        _rewritten(manifest, layout, widths_of(model)[0], written).write(staging.export_dir)
+        _rewritten(manifest, layout, rewriting.widths, written).write(staging.export_dir)
         found = None if wanted.verify == "off" else _verified(staging, wanted.verify, written, trust_remote_code)
         new = Manifest.read(staging.export_dir)
         settings = Recipe.model_validate(new.recipe).model_dump(mode="json", exclude_defaults=True)

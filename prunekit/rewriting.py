@@ -1,7 +1,6 @@
 """A folder with blocks of different widths, written again in another layout: nothing is scored, no neuron is lost."""
 
 import json
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,60 +22,51 @@ from prunekit.width import find_sites, shorten, widen
 from prunekit.width_config import WidthKey, find_width_key
 
 
-def check_layout(model: PrunableModel, name: str, layout: Layout) -> None:
-    """Raise UsageError when a folder need not be written in a layout, UnsupportedError when it cannot."""
-    widths, unequal = widths_of(model)
-    if len(set(widths)) < 2:
-        raise UsageError(f"all blocks of {name} are {widths[0]} neurons wide, so every layout is the one it has")
-    if layout == ("per-layer" if unequal else "padded"):
-        raise UsageError(f"{name} is in layout {layout} already")
-    if layout == "per-layer":
-        refuse_per_layer(model)
+class Rewriting:
+    """Every tensor of a folder as wide as the layout wants it; what is filled up is at the end of every block.
 
-
-def widths_of(model: PrunableModel) -> tuple[tuple[int, ...], bool]:
-    """Neurons of every block of a folder, and whether its blocks are stored as wide as they are.
-
-    Where all are equally wide, the manifest says how many of a padded one's neurons are more than zeros.
+    `widths` holds the neurons of every block. Where all are stored equally wide, the manifest says how many of a padded
+    one's are more than zeros. Raises UsageError when the folder, which is called `name`, need not be written in the
+    layout, UnsupportedError when it cannot be.
     """
-    sites = find_sites(model)
-    stored = tuple(sites[block.index].units for block in model.blocks)
-    if len(set(stored)) > 1:
-        return stored, True
-    known = Manifest.read(model.checkpoint.folder).result.widths
-    return (known if len(known) == len(stored) else stored), False
 
-
-def rewrite(model: PrunableModel, layout: Layout, folder: Path, max_shard_size: str) -> None:
-    """Write weights, config, code and side files of a finished run in another layout."""
-    source, rewriting = model.checkpoint, _Rewriting(model, widths_of(model)[0], layout)
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        infos = {name: rewriting.info(name, info) for name, info in source.tensors.items()}
-        write_weights(folder, infos, rewriting.read, parse_size(max_shard_size))
-        text = json.dumps(rewriting.config(), indent=2, ensure_ascii=False) + "\n"
-        write_atomically(folder / "config.json", text)
-        for path in source.side_files():
-            if path.name != layer_code.FILE:
-                copy(path, folder / path.name)
-        if layout == "per-layer":
-            write_atomically(folder / layer_code.FILE, rewriting.code())
-        sync(folder)
-
-
-class _Rewriting:
-    """Every tensor of a folder as wide as the layout wants it; what is filled up is at the end of every block."""
-
-    def __init__(self, model: PrunableModel, widths: Sequence[int], layout: Layout) -> None:
-        self.model, self.layout, self.widths = model, layout, widths
+    def __init__(self, model: PrunableModel, manifest: Manifest, layout: Layout, name: str) -> None:
+        self.model, self.layout = model, layout
         self.sites = find_sites(model)
+        stored = tuple(self.sites[block.index].units for block in model.blocks)
+        known, self._unequal = manifest.result.widths, len(set(stored)) > 1
+        self.widths = known if not self._unequal and len(known) == len(stored) else stored
+        self._check(name)
         self.prefix = stored_prefix(model.checkpoint.tensors, model.stack_path, len(model.blocks))
-        self.transposed = {path for path, linear in model.linears().items() if linear.transposed}
         found = layer_code.read(model.checkpoint.folder)
         if found:
             self.key = WidthKey(model, found["key"], int(found["unit"]))
         else:
-            self.key = find_width_key(model, self.sites, min(widths))
+            self.key = find_width_key(model, self.sites, min(self.widths))
+
+    def _check(self, name: str) -> None:
+        if len(set(self.widths)) < 2:
+            wide = f"all blocks of {name} are {self.widths[0]} neurons wide"
+            raise UsageError(f"{wide}, so every layout is the one it has")
+        if self.layout == ("per-layer" if self._unequal else "padded"):
+            raise UsageError(f"{name} is in layout {self.layout} already")
+        if self.layout == "per-layer":
+            refuse_per_layer(self.model)
+
+    def write(self, folder: Path, max_shard_size: str) -> None:
+        """Write weights, config, code and side files."""
+        source = self.model.checkpoint
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            infos = {name: self.info(name, info) for name, info in source.tensors.items()}
+            write_weights(folder, infos, self.read, parse_size(max_shard_size))
+            write_atomically(folder / "config.json", json.dumps(self.config(), indent=2, ensure_ascii=False) + "\n")
+            for path in source.side_files():
+                if path.name != layer_code.FILE:
+                    copy(path, folder / path.name)
+            if self.layout == "per-layer":
+                write_atomically(folder / layer_code.FILE, self.code())
+            sync(folder)
 
     def info(self, name: str, info: TensorInfo) -> TensorInfo:
         """How a stored tensor is written."""
@@ -112,7 +102,7 @@ class _Rewriting:
         return max(self.widths) if self.layout == "padded" else self.widths[index]
 
     def _transposed(self, index: int, inside: str) -> bool:
-        return f"{self.model.stack_path}.{index}.{inside.rpartition('.')[0]}" in self.transposed
+        return self.model.is_transposed(f"{self.model.stack_path}.{index}.{inside}")
 
     def _fitted(self, name: str, tensor: Tensor) -> Tensor:
         index, inside = split_name(name, self.prefix)

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import UnsupportedError
-from prunekit.plan import Part
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,13 @@ NEURON: Segments = (1,)
 
 @dataclass(frozen=True)
 class Site:
-    """The units of one part of one block: `writers` make them, the inputs of `reader` are them.
+    """The neurons of one block, its units: `writers` make them, the inputs of `reader` are them.
 
     Names of linears are relative to their block. `writers` holds which output features of each belong to a unit,
     `columns` which input features of the reader do.
     """
 
     block: int
-    part: Part
     units: int
     writers: Mapping[str, Segments]
     reader: str

@@ -66,7 +66,7 @@ def find_neurons(block: Block, module: nn.Module, run: Run) -> Site:
         found = f"{len(readers)} linears that read neurons" if readers else "no linear that reads neurons"
         raise UnsupportedError(f"{where} has {found}; its width cannot be cut", hint="prunekit methods")
     reader, writers = readers.popitem()
-    site = Site(block.index, "mlp", linears[reader].shape[1], writers, reader)
+    site = Site(block.index, linears[reader].shape[1], writers, reader)
     if problem := disproof(site, module, run):
         raise UnsupportedError(f"no neuron can be cut out of {where}: {problem}")
     return site

@@ -102,25 +102,21 @@ def shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 
 def narrowed_shapes(model: PrunableModel, sites: Mapping[int, Site], units: int) -> dict[str, tuple[int, ...]]:
     """The same for the source model with so many units in every site."""
-    source = shapes(model.skeleton) | {name: info.shape for name, info in model.tensors.items()}
-    found = {name: source[name] for name in shapes(model.skeleton)}
+    stored = model.tensors  # of blocks that are finished, the skeleton may be narrower
+    found = {name: stored[name].shape if name in stored else shape for name, shape in shapes(model.skeleton).items()}
     for block in model.blocks:
         site = sites.get(block.index) or next(iter(sites.values()))
-        transposed = {linear.path for linear in block.linears if linear.transposed}
         for name in [name for name in found if name.startswith(f"{block.path}.")]:
-            where = name.rpartition(".")[0] in transposed
-            found[name] = site.shape(name.removeprefix(f"{block.path}."), found[name], units, where)
+            inside = name.removeprefix(f"{block.path}.")
+            found[name] = site.shape(inside, found[name], units, model.is_transposed(name))
     return found
 
 
 def current_widths(model: PrunableModel) -> dict[int, int]:
     """Kept block -> how many neurons it has now, of a model whose finished blocks are narrower."""
-    readers = {index: f"{model.blocks[index].path}.{site.reader}" for (index, _), site in model.sites.items()}
-    stored = model.stored(f"{path}.weight" for path in readers.values())
-    linears = model.linears()
-    return {
-        index: stored[f"{path}.weight"].shape[0 if linears[path].transposed else 1] for index, path in readers.items()
-    }
+    names = {index: f"{model.blocks[index].path}.{site.reader}.weight" for index, site in model.sites.items()}
+    stored = model.stored(names.values())
+    return {index: stored[name].shape[0 if model.is_transposed(name) else 1] for index, name in names.items()}
 
 
 def layout_changes(

@@ -13,7 +13,7 @@ from prunekit.model import PrunableModel
 from prunekit.skeleton import build_skeleton
 from prunekit.structure import Site
 
-SITE = Site(0, "mlp", 64, {"mlp.gate_up_proj": (1, 1), "mlp.down-like": (1,)}, "mlp.down_proj")
+SITE = Site(0, 64, {"mlp.gate_up_proj": (1, 1), "mlp.down-like": (1,)}, "mlp.down_proj")
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with a rendered model file and a config that leads to it."""
     families.save("llama", tmp_path)
     skeleton = build_skeleton(Checkpoint.open(tmp_path))
-    site = Site(0, "mlp", 64, {"mlp.gate_proj": (1,), "mlp.up_proj": (1,)}, "mlp.down_proj")
+    site = Site(0, 64, {"mlp.gate_proj": (1,), "mlp.up_proj": (1,)}, "mlp.down_proj")
     (tmp_path / FILE).write_text(render(skeleton, "model.layers", "intermediate_size", 1, site))
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"per_layer_config": {"1": {"intermediate_size": 32}}, "auto_map": auto_map(skeleton)}

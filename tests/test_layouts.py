@@ -63,7 +63,7 @@ def narrowed(folder: Path, keeps: Mapping[int, Tensor], target: Path) -> Prunabl
     """The model with only the neurons of the keep masks, its blocks finished in a staging folder."""
     model = PrunableModel.open(Checkpoint.open(folder), device="cpu")
     sites = find_sites(model)
-    model.edits, model.sites = Staging.open(target, {}), {(index, "mlp"): site for index, site in sites.items()}
+    model.edits, model.sites = Staging.open(target, {}), dict(sites)
     for index, keep in keeps.items():
         with model.block(index) as module:
             cut(module, sites[index], keep)
@@ -166,7 +166,7 @@ def test_blocks_that_are_gone_and_blocks_that_are_narrower_go_together(tmp_path:
     keeps = silence(tmp_path / "dense", {0: 32, 1: 40, 2: 32, 3: 64})
     model = narrowed(tmp_path / "dense", {index: keeps[index] for index in (0, 2, 3)}, tmp_path / "work")
     model.removed = frozenset({1})
-    model.sites = {place: site for place, site in model.sites.items() if place[0] != 1}
+    model.sites = {index: site for index, site in model.sites.items() if index != 1}
     export(model, tmp_path / "out", layout="per-layer")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_hidden_layers"] == 3

@@ -82,13 +82,13 @@ def run(module: nn.Module) -> Tensor:
 def test_interleaved_gates_are_told_from_halves() -> None:
     site = find_neurons(BLOCK, Interleaved(), run)
     assert (dict(site.writers), site.reader, site.units) == ({"both": (2,)}, "down", 12)
-    halves = Site(0, "mlp", 12, {"both": (1, 1)}, "down")
+    halves = Site(0, 12, {"both": (1, 1)}, "down")
     assert disproof(site, Interleaved(), run) is None
     assert "changes by" in (disproof(halves, Interleaved(), run) or "")
 
 
 def test_cutting_is_ignoring_and_keeps_the_order() -> None:
-    module, site = Interleaved(), Site(0, "mlp", 12, {"both": (2,)}, "down")
+    module, site = Interleaved(), Site(0, 12, {"both": (2,)}, "down")
     keep = torch.arange(12) % 3 > 0
     expected = module.down.weight.detach()[:, keep].clone()
     ignoring = Interleaved()
@@ -109,13 +109,13 @@ def test_features_of_segments() -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("name", ["up.weight", "up.bias", "down.weight", "down.bias", "norm.weight"])
 def test_a_tensor_that_is_filled_up_and_shortened_is_itself(name: str, transposed: bool) -> None:
-    site = Site(0, "mlp", 6, {"up": (1, 1)}, "down")
+    site = Site(0, 6, {"up": (1, 1)}, "down")
     shapes = {"up.weight": (12, 5), "up.bias": (12,), "down.weight": (5, 6), "down.bias": (5,), "norm.weight": (5,)}
     tensor = torch.rand(shapes[name]) + 1
     tensor = tensor.T if transposed and tensor.dim() == 2 else tensor
     wide = widen(site, name, tensor, 6, 9, transposed)
     assert int((wide == 0).sum()) == wide.numel() - tensor.numel()
-    wider = Site(0, "mlp", 9, site.writers, "down")
+    wider = Site(0, 9, site.writers, "down")
     assert torch.equal(shorten(wider, name, wide, 6, transposed), tensor)
 
 

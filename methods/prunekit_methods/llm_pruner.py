@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.contract import Context, Method, Needs
 from prunekit.narrowed_walk import narrow
-from prunekit.narrowing import allotted, check_narrowing, neurons, plan_narrowing
+from prunekit.narrowing import allotted, neurons, plan_narrowing
 from prunekit.neurons import keep_largest
 from prunekit.plan import PrunePlan
 from prunekit.statistics import Moments
@@ -40,8 +40,9 @@ class LLMPruner(Method):
         return plan_narrowing(ctx, self.name, found, widths)
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
-        scores = self._scores(ctx, check_narrowing(ctx, plan))
+        scores: dict[int, Tensor] = {}
         for place in narrow(ctx, plan, Moments):
+            scores = scores or self._scores(ctx, ctx.model.sites)
             place.leave(keep_largest(scores[place.block.index], place.units))
 
     def _scores(self, ctx: Context, sites: Mapping[int, Site]) -> dict[int, Tensor]:

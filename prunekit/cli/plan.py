@@ -54,7 +54,7 @@ def plan(
         most = max(widths.values())
         lines = [
             (f"block {block}", f"{units:,}", filled * round(BAR * units / most))
-            for (block, _), units in sorted(widths.items())
+            for block, units in sorted(widths.items())
         ]
         run.screen.show(table("block", "neurons left", "", rows=lines, right="neurons left"))
     if output is None:
