@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -39,7 +39,8 @@ class Context:
     `protected` the indices of blocks that must stay; `layout` says whether widths may differ from block to block, and
     `width_multiple` what they are multiples of (None: what suits the model). `work` is a folder where long work may
     keep its state, to be found there again after a crash. `probe` is a short sequence (1, tokens) with which the pruned
-    model's logits are recorded, against which the export is verified.
+    model's logits are recorded, against which the export is verified. In `evidence` an allocator leaves what it decided
+    from, as methods do in `PrunePlan.evidence`, with which it is joined.
     """
 
     model: PrunableModel
@@ -58,6 +59,7 @@ class Context:
     offload: Path | None = None
     work: Path | None = None
     notes: list[str] = field(default_factory=list)
+    evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

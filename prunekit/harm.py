@@ -18,11 +18,12 @@ from prunekit.plan import Pattern
 from prunekit.sparsity import keep_above_threshold, keep_per_row
 from prunekit.statistics import Hessian, InputNorm, Statistics
 from prunekit.surgeon import inverse_factor, prune
-from prunekit.walk import LoadedLinear, Stream, Visit, grouped, split, survey
+from prunekit.walk import LoadedLinear, Stream, Visit, grouped, split, survey, waiting
 
 Score = Literal["magnitude", "wanda", "sparsegpt"]
 SCORES: tuple[Score, ...] = get_args(Score)
 Cut = Callable[[float], Tensor]  # a sparsity -> what is left of a weight, (outputs, inputs)
+LOT = 16  # trials that are measured together at least, however little memory there is for their hidden states
 DAMPENING, COLUMNS = 0.01, 128  # SparseGPT's own
 
 
@@ -66,18 +67,25 @@ class Laboratory:
     def losses(self, trials: Sequence[Trial], budget: Budget) -> list[float]:
         """The mean loss for each trial, all other places being pruned as the budget says.
 
-        Two passes, and for each trial as many blocks as there are from its own on. Where the hidden states of all
-        branches would not fit, the sequences are taken in groups, whose statistics are then those of a group.
+        Two passes, and for each trial as many blocks as there are from its own on. Trials whose hidden states would not
+        fit together are measured in lots, of LOT or more, each with two passes of its own. Where not even a lot fits,
+        its sequences are taken in groups, whose statistics are then those of a group.
         """
         batches, totals = split(self.ids, self.ctx.batch_size), dict.fromkeys(trials, 0.0)
         width = self.ctx.model.config.get_text_config().hidden_size
         state = self.ctx.batch_size * self.ids.shape[1] * width * self.ctx.model.dtype.itemsize
-        for group in grouped(batches, state * (len(trials) + 1), resident=False):
-            for trial, found in self._branch(group, trials, budget).items():
-                totals[trial] += found
-        places = {block.index: place for place, block in enumerate(self.ctx.model.kept)}
-        self.forwards += 2 * len(places) + sum(len(places) - places[trial.block] for trial in trials)
+        size = max(LOT, waiting(state * len(batches)) - 1)
+        for lot in (trials[start : start + size] for start in range(0, len(trials), size)):
+            for group in grouped(batches, state * (len(lot) + 1), resident=False):
+                for trial, found in self._branch(group, lot, budget).items():
+                    totals[trial] += found
+            self.forwards += self._blocks_run(lot)
         return [totals[trial] / (self.ids.shape[0] * (self.ids.shape[1] - 1)) for trial in trials]
+
+    def _blocks_run(self, trials: Sequence[Trial]) -> int:
+        """Two passes, and for each trial the blocks from its own on."""
+        places = {block.index: place for place, block in enumerate(self.ctx.model.kept)}
+        return 2 * len(places) + sum(len(places) - places[trial.block] for trial in trials)
 
     def _branch(self, batches: Sequence[Tensor], trials: Sequence[Trial], budget: Budget) -> dict[Trial, float]:
         """The summed loss of some batches for each trial."""

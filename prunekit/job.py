@@ -113,6 +113,7 @@ class Job:
             update={
                 "notes": tuple(ctx.notes),
                 "digest": plan.fingerprint(),
+                "evidence": ctx.evidence | plan.evidence,
                 "recipe": self.recipe.model_dump(mode="json"),
                 "source": self.source,
             }

@@ -124,10 +124,10 @@ class PrunePlan(Frozen):
     """What will be done to one model: a list of actions, and everything needed to do it again.
 
     `digest` is that of the actions as they were planned, so that a plan which was edited since is known as such.
-    `evidence` is what the method decided from, for people and reports: `importance` holds a number per block, and the
-    rest is the method's own. `recipe` is the run's recipe and `source` the identity of the model
-    (`{file name: sha256}`); both are filled in by the pipeline, so that `prunekit apply` can refuse a plan made for
-    another model.
+    `evidence` is what method and allocator decided from, for people and reports: `importance` holds a number per block,
+    `spectra` what `prunekit.spectra.sketch` made of them, and the rest is their own. `recipe` is the run's recipe and
+    `source` the identity of the model (`{file name: sha256}`); both are filled in by the pipeline, so that
+    `prunekit apply` can refuse a plan made for another model.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -7,6 +7,7 @@ that another metric, another ratio or another run costs reading and hashing only
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from prunekit import number_cache
@@ -18,6 +19,7 @@ from prunekit.structure import Linear
 from prunekit.tails import EXPONENTS, LowerBound, Metric, measure
 
 VERSION = 1  # of how eigenvalues are computed
+SKETCHED = 16  # eigenvalues of a matrix in a sketch, which is for people
 FITTED = ("alpha_peak", *EXPONENTS)  # metrics that are exponents
 
 
@@ -91,6 +93,17 @@ def _digest(model: PrunableModel, name: str) -> str:
 
     model.read([name], hashed)
     return found[0]
+
+
+def sketch(found: Sequence[Spectrum]) -> dict[str, list[float]]:
+    """Linear path -> a few eigenvalues, the largest first, at ranks that are evenly spaced on a logarithmic scale."""
+    return {spectrum.linear.path: _sketched(spectrum.values) for spectrum in found}
+
+
+def _sketched(values: Tensor) -> list[float]:
+    ranks = np.geomspace(1, len(values), SKETCHED)
+    drawn = np.interp(ranks, np.arange(1, len(values) + 1), values.flip(0).numpy())
+    return [float(f"{value:.4g}") for value in drawn]
 
 
 def metrics(

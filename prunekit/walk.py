@@ -238,12 +238,17 @@ def split(ids: Tensor, batch_size: int) -> list[Tensor]:
     return list(ids.split(batch_size))
 
 
+def waiting(each: int) -> int:
+    """How many hidden states of so many bytes may wait at once."""
+    return WAITING_BYTES // each
+
+
 def grouped(batches: Sequence[T], each: int, resident: bool) -> list[Sequence[T]]:
     """Batches in groups whose hidden states, so many bytes `each`, fit WAITING_BYTES, or one by one.
 
     Each group reads the blocks anew. Of a resident model none is read, so nothing need wait for others.
     """
-    count = 1 if resident else max(1, WAITING_BYTES // each)
+    count = 1 if resident else max(1, waiting(each))
     return [batches[start : start + count] for start in range(0, len(batches), count)]
 
 

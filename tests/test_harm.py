@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import contract_checks as checks
-from prunekit import walk
+from prunekit import harm, walk
 from prunekit.allocation import Uniform
 from prunekit.harm import Laboratory, Score, Trial
 from prunekit.loss import mean_loss
@@ -79,6 +79,18 @@ def test_groups_of_batches_give_the_same_where_no_statistics_are_needed(
     together = lab.losses(wanted, budget)
     monkeypatch.setattr(walk, "WAITING_BYTES", 1)
     assert lab.losses(wanted, budget) == pytest.approx(together, rel=1e-6)
+
+
+def test_trials_that_do_not_fit_together_are_measured_in_lots_with_the_same_statistics(
+    tiny_llama: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = laboratory(tiny_llama(), "wanda")
+    budget, wanted = Uniform().allocate(lab.ctx, 0.5), trials(lab, 0.2, 0.3, 0.7)
+    together, once = lab.losses(wanted, budget), lab.forwards
+    monkeypatch.setattr(harm, "LOT", 1)
+    monkeypatch.setattr(walk, "WAITING_BYTES", 6 * 3 * 2 * lab.ids.shape[1] * 32 * 4)  # 3 batches, float32
+    assert lab.losses(wanted, budget) == pytest.approx(together, rel=1e-6)
+    assert lab.forwards == 2 * once + 2 * 2 * 4  # 12 trials in lots of 5, each with two passes over 4 blocks
 
 
 def test_the_work_is_counted_in_blocks(tiny_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:

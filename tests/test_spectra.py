@@ -43,6 +43,20 @@ def test_every_linear_has_the_spectrum_of_its_weight(tiny_llama: Make) -> None:
         assert spectrum.remark is None
 
 
+def test_a_sketch_goes_from_the_largest_eigenvalue_to_the_smallest_and_is_short(tiny_llama: Make) -> None:
+    found = list(spectra.spectra(opened(tiny_llama())))
+    drawn = spectra.sketch(found)
+    assert list(drawn) == [spectrum.linear.path for spectrum in found]
+    for spectrum, values in zip(found, drawn.values(), strict=True):
+        assert values == sorted(values, reverse=True) and len(values) == spectra.SKETCHED
+        ends = [spectrum.values[-1].item(), spectrum.values[0].item()]
+        assert [values[0], values[-1]] == pytest.approx(ends, rel=1e-3)
+        second, size = values[1], len(spectrum.values)
+        between = size ** (1 / (spectra.SKETCHED - 1)) - 1  # of the way from the first rank to the second
+        at = torch.lerp(spectrum.values[-1], spectrum.values[-2], between).item()
+        assert second == pytest.approx(at, rel=1e-3)
+
+
 def test_a_second_run_computes_nothing(tiny_llama: Make, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     model = opened(tiny_llama())
     first = [spectrum.values for spectrum in spectra.spectra(model)]

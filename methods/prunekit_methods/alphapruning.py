@@ -12,7 +12,7 @@ from pydantic import Field
 from prunekit.allocation import block_sizes, budget_of_blocks, complete, per_block
 from prunekit.budgets import settle, spread
 from prunekit.contract import Allocator, Budget, Context
-from prunekit.spectra import metrics, spectra
+from prunekit.spectra import metrics, sketch, spectra
 from prunekit.tails import LowerBound, Metric
 
 
@@ -42,6 +42,7 @@ class AlphaPruning(Allocator):
         values, remarks = metrics(found, self.metric, self.lower_bound)
         for remark in remarks:
             ctx.note(remark)
+        ctx.evidence |= {self.metric: per_block(ctx, values), "spectra": sketch(found)}
         if self.mapping == "matrix":
             return complete(ctx, self._within(ctx, values, sparsity), sparsity)
         levels = self._share(per_block(ctx, values), block_sizes(ctx), sparsity)

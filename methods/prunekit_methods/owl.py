@@ -28,6 +28,7 @@ class OWL(Allocator):
 
     def allocate(self, ctx: Context, sparsity: float) -> Budget:
         found = outlier_ratios(ctx, self.threshold)
+        ctx.evidence["outlier_ratio"] = found
         sizes = block_sizes(ctx)
         wanted = shift(less_for_more(found, self.spread), sizes, sparsity)
         return budget_of_blocks(ctx, settle(wanted, sizes, sparsity), sparsity)

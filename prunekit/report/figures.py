@@ -11,7 +11,7 @@ from prunekit.report.content import Figure, Table
 from prunekit.runs import Run
 from prunekit.words import number, percent, plural
 
-SPECTRA = "spectra"  # in a plan's evidence: name of a matrix -> its eigenvalues or singular values
+SPECTRA = "spectra"  # in a plan's evidence: `prunekit.spectra.sketch`
 MOST_CURVES = 200
 
 
@@ -69,17 +69,19 @@ def _spectra(found: Any) -> list[Figure]:
     if not isinstance(found, Mapping):
         return []
     curves = {
-        str(name): sorted((float(value) for value in values if isinstance(value, int | float)), reverse=True)
+        str(name): [float(value) for value in values if isinstance(value, int | float)]
         for name, values in found.items()
         if isinstance(values, list | tuple)
     }
     curves = dict([(name, curve) for name, curve in curves.items() if curve][:MOST_CURVES])
     if not curves:
         return []
-    rows = [[name, str(len(curve)), f"{curve[0]:.4g}", f"{curve[-1]:.4g}"] for name, curve in curves.items()]
-    table = Table("Spectra", ["matrix", "values", "largest", "smallest"], rows, _right("values", "largest", "smallest"))
-    drawing = svg.lines(list(curves.values()), "rank", "value")
-    return [Figure("Spectra of the weights", drawing, f"One line for each of {plural(len(curves), 'matrix')}.", table)]
+    rows = [[name, f"{curve[0]:.4g}", f"{curve[-1]:.4g}"] for name, curve in curves.items()]
+    table = Table("Spectra", ["matrix", "largest", "smallest"], rows, _right("largest", "smallest"))
+    across = "rank (logarithmic scales)"
+    drawing = svg.lines(list(curves.values()), across, "eigenvalue", ("largest", "smallest"))
+    summary = f"Eigenvalues of W Wᵀ, one line for each of {plural(len(curves), 'matrix')}, darker with depth."
+    return [Figure("Spectra of the weights", drawing, summary, table)]
 
 
 def of_rows(rows: Sequence[Row]) -> list[Figure]:

@@ -56,7 +56,9 @@ def sentence(manifest: Manifest) -> str:
         parts.append(f"set {percent(result.sparsity)} of the weights in the decoder blocks to zero")
     if result.widths:
         parts.append(f"left {span(result.widths)} neurons in each of the decoder blocks")
-    text = f"Of {manifest.source.spec}, {plan.method} {listed(parts) or 'rewrote the weights'}"
+    allocator = manifest.recipe.get("allocator", "uniform")
+    who = plan.method if allocator == "uniform" else f"{plan.method} with the sparsities of {allocator}"
+    text = f"Of {manifest.source.spec}, {who} {listed(parts) or 'rewrote the weights'}"
     text += f", which leaves {result.parameters:,} parameters ({percent(lost)} less)" if lost > 0 else ""
     found = manifest.perplexity
     if not found:

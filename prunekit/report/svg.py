@@ -97,25 +97,29 @@ def named_bars(bars: Sequence[Bar]) -> Drawing:
     return _drawing(parts, 8 + row * len(bars))
 
 
-def lines(curves: Sequence[Sequence[float]], across: str, upward: str) -> Drawing:
-    """Positive numbers in falling order over their rank, both on logarithmic scales; one line each."""
+def lines(curves: Sequence[Sequence[float]], across: str, upward: str, ends: tuple[str, str]) -> Drawing:
+    """A line through the positive numbers of each curve, evenly from left to right; later ones are drawn darker.
+
+    `ends` says what stands at the left and the right end. Upward the scale is logarithmic.
+    """
     height = 220.0
     foot = height - BOTTOM
-    positive = [[value for value in curve if 0 < value < math.inf] for curve in curves]
-    flat = [value for curve in positive for value in curve] or [1.0]
-    longest = max((len(curve) for curve in positive), default=1)
+    flat = [value for curve in curves for value in curve if 0 < value < math.inf] or [1.0]
     scale = _Scale(min(flat), max(flat), True)
     parts = _value_axis(scale, foot, "")
-    for curve in positive:
+    for number, curve in enumerate(curves, 1):
+        room = (WIDTH - LEFT - RIGHT) / max(1, len(curve) - 1)
         steps = [
-            f"{LEFT + (WIDTH - LEFT - RIGHT) * _log_share(rank, 1, longest):.1f} {_up(scale(value), foot):.1f}"
-            for rank, value in enumerate(curve, 1)
+            f"{LEFT + room * place:.1f} {_up(scale(value), foot):.1f}"
+            for place, value in enumerate(curve)
+            if 0 < value < math.inf
         ]
         if steps:
-            parts.append(Markup('<path class="line" d="M{}"/>').format("L".join(steps)))
-    parts.append(_text(LEFT, foot + 14, "1", "tick", "middle"))
-    parts.append(_text(WIDTH - RIGHT, foot + 14, str(longest), "tick", "end"))
-    parts.append(_text((LEFT + WIDTH) / 2, height - 4, f"{across} (log scales); upward: {upward}", "axis", "middle"))
+            shape = '<path class="line" stroke-opacity="{:.2f}" d="M{}"/>'
+            parts.append(Markup(shape).format(0.25 + 0.75 * number / len(curves), "L".join(steps)))
+    parts.append(_text(LEFT, foot + 14, ends[0], "tick"))
+    parts.append(_text(WIDTH - RIGHT, foot + 14, ends[1], "tick", "end"))
+    parts.append(_text((LEFT + WIDTH) / 2, height - 4, f"{across}; upward: {upward}", "axis", "middle"))
     return _drawing(parts, height)
 
 

@@ -55,6 +55,16 @@ def test_the_sample_shows_what_both_models_make_of_one_beginning(run: Run, model
         assert re.search(rf"^\*\*.*{re.escape(name)}\*\*$", text, re.M), name
 
 
+def test_the_spectra_that_an_allocator_computed_are_drawn(run: Run, model: str) -> None:
+    words = ("-m", "alphapruning", "--set", "base=magnitude", "-r", "0.5", "--no-eval-quick", "--verify", "off")
+    result = run("prune", model, *words, "-o", "out", "--report", "out.html")
+    assert result.exit_code == 0, result.stderr
+    page = check(read("out.html"))
+    text = page.all("body")[0].text
+    assert "Alpha peak per block" in text and "one line for each of 28 matrices" in text
+    assert "magnitude with the sparsities of alphapruning" in text
+
+
 def test_json_is_what_the_command_prints(run: Run, model: str) -> None:
     words = ("-m", "magnitude", "-r", "0.5", "--no-eval-quick", "--verify", "off", "-o", "out", "--json")
     printed = run("prune", model, *words, "--report", "out.json")

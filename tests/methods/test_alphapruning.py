@@ -26,10 +26,14 @@ def context(folder: Path, allocator: AlphaPruning, ratio: float) -> Context:
     return checks.open_context(folder, allocator, ratio=ratio)
 
 
-def alphas(folder: Path, block: int) -> list[float]:
+def stored_spectra(folder: Path) -> dict[str, torch.Tensor]:
     stored = load_file(folder / "model.safetensors")
-    names = [name for name in stored if name.startswith(f"model.layers.{block}.") and "proj" in name]
-    return [measure(eigenvalues(stored[name]), "alpha_peak") for name in names]
+    return {name.removesuffix(".weight"): eigenvalues(stored[name]) for name in stored if "proj" in name}
+
+
+def alphas(folder: Path, block: int) -> list[float]:
+    found = stored_spectra(folder).items()
+    return [measure(values, "alpha_peak") for path, values in found if path.startswith(f"model.layers.{block}.")]
 
 
 def test_blocks_follow_the_mean_of_their_exponents(tiny_llama: Make) -> None:
@@ -42,6 +46,16 @@ def test_blocks_follow_the_mean_of_their_exponents(tiny_llama: Make) -> None:
     eta = 0.6 * 4 / sum(r)  # blocks of one size
     for path, value in budget.items():
         assert value == pytest.approx(eta * r[int(path.split(".")[2])], abs=1e-9)
+
+
+def test_what_it_decided_from_is_left_as_evidence(tiny_llama: Make) -> None:
+    folder = tiny_llama()
+    ctx = context(folder, AlphaPruning(metric="stable_rank"), 0.6)
+    AlphaPruning(metric="stable_rank").allocate(ctx, 0.6)
+    found = {path: measure(value, "stable_rank") for path, value in stored_spectra(folder).items()}
+    means = [sum(value for path, value in found.items() if f".{block}." in path) / 7 for block in range(4)]
+    assert ctx.evidence["stable_rank"] == pytest.approx(means)
+    assert ctx.evidence["spectra"].keys() == ctx.model.linears().keys()
 
 
 @pytest.mark.parametrize("mapping", ["block", "matrix", "mixed"])

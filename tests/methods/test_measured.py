@@ -24,26 +24,66 @@ def context(folder: Path, ratio: float = 0.6) -> Context:
 
 
 class Parabolas(Laboratory):
-    """A model whose harms add, and are the squares of the blocks' sparsities times what each block is worth."""
+    """A model whose harms add: a linear's is the square of its sparsity, times its weights and what they are worth."""
 
-    worth = (1.0, 2.0, 1.5, 3.0)
+    worth = (1.0, 2.0, 1.5, 3.0)  # of the blocks
+    first = 1.0  # how many times more the first linear of each block is worth
 
     def loss(self, budget: Budget) -> float:
-        levels = [budget[block.linears[0].path] for block in self.ctx.model.blocks]
-        return sum(c * s**2 for c, s in zip(self.worth, levels, strict=True))
+        return sum(
+            worth * (self.first if linear is block.linears[0] else 1) * linear.parameters * budget[linear.path] ** 2
+            for worth, block in zip(self.worth, self.ctx.model.blocks, strict=True)
+            for linear in block.linears
+        )
 
     def losses(self, trials: Sequence[Trial], budget: Budget) -> list[float]:
         return [self.loss({**budget, **dict.fromkeys(trial.linears, trial.sparsity)}) for trial in trials]
 
 
-def test_where_harms_add_the_optimum_is_found(tiny_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "Laboratory", Parabolas)
+class Unequal(Parabolas):
+    """The first linear of each block is worth more than the others."""
+
+    first = 2.0
+
+
+@pytest.mark.parametrize(("mapping", "rounds"), [("block", 4), ("matrix", 6)])
+def test_where_harms_add_the_optimum_is_found(
+    tiny_llama: Make, monkeypatch: pytest.MonkeyPatch, mapping: Any, rounds: int
+) -> None:
+    model = Parabolas if mapping == "block" else Unequal
+    monkeypatch.setattr(measured, "Laboratory", model)
     ctx = context(tiny_llama())
-    budget = Measured(rounds=4).allocate(ctx, 0.4)
+    budget = Measured(rounds=rounds, mapping=mapping).allocate(ctx, 0.4)
     check_budget(ctx, budget, 0.4, "measured")
-    shares = [1 / worth for worth in Parabolas.worth]
-    best = [0.4 * 4 * share / sum(shares) for share in shares]
-    assert [budget[block.linears[0].path] for block in ctx.model.blocks] == pytest.approx(best, abs=0.02)
+    places = [
+        (linear, 1 / (worth * (model.first if linear is block.linears[0] else 1)))
+        for worth, block in zip(model.worth, ctx.model.blocks, strict=True)
+        for linear in block.linears
+    ]
+    total = sum(linear.parameters * share for linear, share in places)
+    target = 0.4 * sum(linear.parameters for linear, _ in places)
+    for linear, share in places:
+        assert budget[linear.path] == pytest.approx(target * share / total, abs=0.03), linear.path
+
+
+def test_only_by_block_are_all_linears_of_a_block_alike(tiny_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for mapping, alike in (("block", True), ("matrix", False)):
+        ctx = context(tiny_llama())
+        monkeypatch.setattr(measured, "Laboratory", Unequal)
+        budget = Measured(rounds=1, mapping=mapping).allocate(ctx, 0.6)
+        check_budget(ctx, budget, 0.6, "measured")
+        kinds = [len({budget[linear.path] for linear in block.linears}) for block in ctx.model.blocks]
+        assert (set(kinds) == {1}) == alike, mapping
+
+
+def test_the_losses_it_chose_by_are_left_as_evidence(tiny_llama: Make) -> None:
+    ctx = context(tiny_llama())
+    budget = Measured(rounds=1).allocate(ctx, 0.6)
+    assert ctx.calibration is not None
+    losses = ctx.evidence["losses"]
+    assert losses.keys() == {"uniform", "alphapruning", "owl", "measured"}
+    assert losses["measured"] == pytest.approx(Laboratory(ctx, ctx.calibration, "wanda").loss(budget), rel=1e-6)
+    assert len(ctx.evidence["alpha_peak"]) == len(ctx.evidence["outlier_ratio"]) == 4
 
 
 def test_what_is_found_is_measured_to_be_no_worse_than_uniform_alphapruning_and_owl(tiny_llama: Make) -> None:
@@ -56,11 +96,12 @@ def test_what_is_found_is_measured_to_be_no_worse_than_uniform_alphapruning_and_
     assert lab.loss(budget) <= min(begun.values())
 
 
-def test_the_passes_are_bounded_as_the_page_says_and_told(tiny_llama: Make) -> None:
+@pytest.mark.parametrize(("mapping", "places"), [("block", 1), ("matrix", 7)])
+def test_the_passes_are_bounded_as_the_page_says_and_told(tiny_llama: Make, mapping: Any, places: int) -> None:
     ctx = context(tiny_llama())
-    Measured(rounds=2, points=2, samples=4).allocate(ctx, 0.6)
+    Measured(rounds=2, points=2, samples=4, mapping=mapping).allocate(ctx, 0.6)
     depth, rounds, points = 4, 2, 2
-    most = 2 * 3 + rounds * (2 + points * (depth + 1) + 2 * 2)
+    most = 2 * 3 + rounds * (2 + places * points * (depth + 1) + 2 * 2)
     assert f"{most} forward passes over 4 sequences" in ctx.notes[0]
 
 

@@ -56,6 +56,7 @@ def test_blocks_with_more_outliers_lose_less_by_the_papers_formula(tiny_llama: M
     found = [budget[block.linears[0].path] for block in ctx.model.blocks]
     assert found == pytest.approx((1 - keep).tolist(), abs=2e-3)
     assert max(found) - min(found) == pytest.approx(0.2)
+    assert ctx.evidence["outlier_ratio"] == pytest.approx(ratios.tolist(), abs=2e-3)
 
 
 def test_an_outlier_is_counted_against_the_mean_of_the_whole_block() -> None:

@@ -37,14 +37,14 @@ def test_what_is_no_number_or_not_positive_still_gives_a_drawing(value: float) -
     for drawing in (
         block_bars([value, 1.0], [0, 1], [0]),
         block_bars([value], [0], []),
-        lines([[value, 1.0]], "rank", "value"),
+        lines([[value, 1.0]], "rank", "value", ("first", "last")),
         named_bars([Bar("a", value, "?"), Bar("b", 1.0, "1")]),
     ):
         assert "nan" not in drawing.body and "inf" not in drawing.body.replace("influence", "")
 
 
 def test_nothing_at_all_still_gives_a_drawing() -> None:
-    for drawing in (block_bars([], [], []), lines([], "a", "b"), named_bars([]), scatter([], "a", "b")):
+    for drawing in (block_bars([], [], []), lines([], "a", "b", ("c", "d")), named_bars([]), scatter([], "a", "b")):
         assert drawing.height > 0
 
 
