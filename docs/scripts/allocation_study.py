@@ -10,18 +10,20 @@ that was stopped goes on from there. The tables show means over the seeds, in br
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from study import Cells, over_seeds, settings_of_a_study
 from transformers import AutoConfig, AutoTokenizer
 
 from prunekit import registry
+from prunekit.allocation import per_block
 from prunekit.calibration import calibrate, max_positions
 from prunekit.checkpoint import Checkpoint
 from prunekit.contract import Context
@@ -44,19 +46,15 @@ TIE = 0.01  # of the smaller perplexity: nearer than that, or than the seeds' sp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder of the study; one that was begun goes on")
-    parser.add_argument("--model", default="sample")
-    parser.add_argument("--calib", default="sample", help="calibration text")
-    parser.add_argument("--held-out", default="sample", help="text of the same kind to measure on")
+    parser = settings_of_a_study(__doc__)
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.7, 0.8, 0.6, 0.5])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these are run")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=32, help="calibration sequences")
     parser.add_argument("--seq-len", type=int, default=256, help="their tokens")
     parser.add_argument("--windows", type=int, default=32, help="windows of 512 tokens to measure on")
     parser.add_argument("--measure-samples", type=int, default=16, help="sequences that `measured` measures on")
     parser.add_argument("--rounds", type=int, default=2, help="of `measured`")
+    parser.add_argument("--mapping", choices=("matrix", "block"), default="matrix", help="of `measured`")
     parser.add_argument("--show", action="store_true", help="only print the tables")
     study = Study(parser.parse_args())
     if not study.given.show:
@@ -71,28 +69,21 @@ class Study:
         self.given = given
         self.folder = locate(given.model)
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        given.work.mkdir(parents=True, exist_ok=True)
-        self.file: Path = given.work / "results.jsonl"
-        lines = self.file.read_text().splitlines() if self.file.is_file() else []
-        cells = [json.loads(line) for line in lines]
-        self.done: dict[tuple[Any, ...], dict[str, Any]] = {tuple(cell["key"]): cell for cell in cells}
+        self.done = Cells(given.work)
 
     def run(self) -> None:
         """Do what is not done yet, one seed after the other."""
         positions = max_positions(AutoConfig.from_pretrained(self.folder))
         text = load_text(self.given.held_out, split="evaluation")
         held_out = windows(text, self.tokenizer, find_protocol("sparsegpt"), positions, self.given.windows)
-        if ("dense",) not in self.done:
-            self._keep(("dense",), {"perplexity": perplexity(self._model(), held_out)})
+        self.done.keep(("dense",), lambda: {"perplexity": perplexity(self._model(), held_out)})
         for seed in self.given.seeds:
             ids = self._calibration(seed)
             for ratio in self.given.ratios:
                 for method in self.given.methods:
                     for allocator in ALLOCATORS:
-                        key = (method, ratio, allocator, seed)
-                        if key not in self.done:
-                            known = self._without_text(method, ratio, allocator)
-                            self._keep(key, known or self._cell(method, ratio, allocator, ids, held_out))
+                        cell = partial(self._cell, method, ratio, allocator, ids, held_out)
+                        self.done.keep((method, ratio, allocator, seed), cell)
 
     def _calibration(self, seed: int) -> torch.Tensor:
         wanted = {"samples": self.given.samples, "seq_len": self.given.seq_len, "seed": seed}
@@ -100,12 +91,6 @@ class Study:
 
     def _model(self) -> PrunableModel:
         return PrunableModel.open(Checkpoint.open(self.folder), device="cpu")
-
-    def _keep(self, key: tuple[Any, ...], found: dict[str, Any]) -> None:
-        self.done[key] = {"key": key, **found}
-        with self.file.open("a") as file:
-            file.write(json.dumps(self.done[key]) + "\n")
-        print(json.dumps({name: value for name, value in self.done[key].items() if name != "blocks"}), flush=True)
 
     def _without_text(self, method: str, ratio: float, allocator: str) -> dict[str, Any] | None:
         """What another seed found, where neither the method nor the allocator looks at a text."""
@@ -118,8 +103,10 @@ class Study:
         self, name: str, ratio: float, allocator: str, ids: torch.Tensor, held_out: torch.Tensor
     ) -> dict[str, Any]:
         """Allocate, prune, measure."""
+        if known := self._without_text(name, ratio, allocator):
+            return known
         ctx = Context(self._model(), ratio, ids[:1, :64], method=name, calibration=ids, batch_size=8)
-        own = {"samples": self.given.measure_samples, "rounds": self.given.rounds}
+        own = {"samples": self.given.measure_samples, "rounds": self.given.rounds, "mapping": self.given.mapping}
         options = own if allocator == "measured" else {}
         started = time.perf_counter()
         ctx.budget = registry.load(allocator, "allocator")(**options).allocate(ctx, ratio)
@@ -128,7 +115,7 @@ class Study:
             ctx.model.edits = Staging.open(Path(folder) / "out", {})
             method.apply(ctx, method.plan(ctx))
             found = perplexity(ctx.model, held_out)
-        blocks = [ctx.budget[block.linears[0].path] for block in ctx.model.blocks]
+        blocks = per_block(ctx, ctx.budget)
         return {"perplexity": found, "seconds": round(seconds, 1), "blocks": blocks, "notes": ctx.notes}
 
     def tables(self) -> str:
@@ -154,8 +141,7 @@ class Study:
     def _entry(self, method: str, ratio: float, allocator: str) -> str:
         """The mean and how far apart the seeds lie; the smallest mean of the column is bold."""
         found, seeds = self._found(method, ratio, allocator), len(self.given.seeds)
-        apart = f"{max(found) - min(found):.2f}" if len(found) == seeds else f"{len(found)} of {seeds} seeds"
-        text = f"{fmean(found):.2f}" + (f" ({apart})" if seeds > 1 else "")
+        text = over_seeds(found, seeds) if seeds > 1 else f"{fmean(found):.2f}"
         best = min(fmean(self._found(method, ratio, other)) for other in ALLOCATORS)
         return f"**{text}**" if fmean(found) == best else text
 

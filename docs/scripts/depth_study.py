@@ -14,11 +14,13 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
+
+from study import Cells, over_seeds, settings_of_a_study
 
 from prunekit import assessment, pipeline, settings
 from prunekit.plan import PrunePlan, RemoveBlock
@@ -53,14 +55,9 @@ ARMS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder of the study; one that was begun goes on")
-    parser.add_argument("--model", default="sample")
-    parser.add_argument("--calib", default="sample", help="calibration text")
-    parser.add_argument("--held-out", default="sample", help="text of the same kind to measure on")
+    parser = settings_of_a_study(__doc__)
     parser.add_argument("--other", help="text of another kind to measure on")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.17, 0.25, 0.33])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--windows", type=int, default=64, help="windows of 512 tokens to measure on, of each text")
@@ -77,28 +74,15 @@ class Study:
         self.given = given
         self.arms = [arm for arm in ARMS if not given.arms or any(word in arm.name for word in given.arms)]
         self.texts = [given.held_out, *([given.other] if given.other else [])]
-        given.work.mkdir(parents=True, exist_ok=True)
-        self.file: Path = given.work / "results.jsonl"
-        lines = self.file.read_text().splitlines() if self.file.is_file() else []
-        self.done: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in lines:
-            cell = json.loads(line)
-            self.done[tuple(cell["key"])] = cell
+        self.done = Cells(given.work)
 
     def run(self) -> None:
         """Do what is not done yet."""
-        self._keep(("dense", 0.0, 0), lambda: {"perplexity": self._measure(self.given.model)})
+        self.done.keep(("dense", 0.0, 0), lambda: {"perplexity": self._measure(self.given.model)})
         for seed in self.given.seeds:
             for arm in self.arms:
                 for ratio in self.given.ratios:
-                    self._keep((arm.name, ratio, seed), lambda a=arm, r=ratio, s=seed: self._cell(a, r, s))
-
-    def _keep(self, key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> None:
-        if key not in self.done:
-            self.done[key] = {"key": key, **work()}
-            with self.file.open("a") as file:
-                file.write(json.dumps(self.done[key]) + "\n")
-            print(json.dumps(self.done[key]), flush=True)
+                    self.done.keep((arm.name, ratio, seed), partial(self._cell, arm, ratio, seed))
 
     def _cell(self, arm: Arm, ratio: float, seed: int) -> dict[str, Any]:
         """Prune, measure, and drop the folder."""
@@ -181,11 +165,7 @@ class Study:
 
     def _entry(self, arm: Arm, ratio: float, number: int) -> str:
         cells = [self.done.get((arm.name, ratio, seed)) for seed in self.given.seeds]
-        found = [cell["perplexity"][number] for cell in cells if cell]
-        if not found:
-            return ""
-        spread = f"{max(found) - min(found):.2f}" if len(found) == len(cells) else f"{len(found)} of {len(cells)} seeds"
-        return f"{fmean(found):.2f} ({spread})"
+        return over_seeds([cell["perplexity"][number] for cell in cells if cell], len(cells))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import psutil
 import torch
+from study import Cells, over_seeds, settings_of_a_study
 
 from prunekit import settings
 from prunekit.evaluate.perplexity import cut, find_protocol, read_text
@@ -63,14 +64,9 @@ ARMS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder of the study; one that was begun goes on")
-    parser.add_argument("--model", default="sample")
-    parser.add_argument("--calib", default="sample", help="calibration text")
-    parser.add_argument("--held-out", default="sample", help="text of the same kind to measure on")
+    parser = settings_of_a_study(__doc__)
     parser.add_argument("--other", help="text of another kind to measure on")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--windows", type=int, default=32, help="windows of 512 tokens to measure on, of each text")
@@ -87,25 +83,17 @@ class Study:
         self.given = given
         self.arms = [arm for arm in ARMS if not given.arms or any(word in arm.name for word in given.arms)]
         self.texts = [given.held_out, *([given.other] if given.other else [])]
-        given.work.mkdir(parents=True, exist_ok=True)
-        self.file: Path = given.work / "results.jsonl"
-        lines = self.file.read_text().splitlines() if self.file.is_file() else []
-        self.done: dict[tuple[Any, ...], dict[str, Any]] = {tuple((c := json.loads(line))["key"]): c for line in lines}
+        self.done = Cells(given.work)
 
     def run(self) -> None:
         """Do what is not done yet."""
-        self._keep(("dense", 0.0, 0), lambda: self._cell(Arm("dense", "layers", {"blocks": "0"}), 0.0, 0))
+        dense = Arm("dense", "layers", {"blocks": "0"})
+        self.done.keep((dense.name, 0.0, 0), partial(in_a_child, partial(self._cell, dense, 0.0, 0)))
         for seed in self.given.seeds:
             for arm in self.arms:
                 for ratio in self.given.ratios:
-                    self._keep((arm.name, ratio, seed), lambda a=arm, r=ratio, s=seed: self._cell(a, r, s))
-
-    def _keep(self, key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> None:
-        if key not in self.done:
-            self.done[key] = {"key": key, **in_a_child(work)}
-            with self.file.open("a") as file:
-                file.write(json.dumps(self.done[key]) + "\n")
-            print(json.dumps(self.done[key]), flush=True)
+                    cell = partial(self._cell, arm, ratio, seed)
+                    self.done.keep((arm.name, ratio, seed), partial(in_a_child, cell))
 
     def _cell(self, arm: Arm, ratio: float, seed: int) -> dict[str, Any]:
         """Prune and measure; with ratio 0 the dense model is measured."""
@@ -171,11 +159,7 @@ class Study:
 
     def _entry(self, arm: Arm, ratio: float, value: Callable[[dict[str, Any]], float]) -> str:
         cells = [self.done.get((arm.name, ratio, seed)) for seed in self.given.seeds]
-        found = [value(cell) for cell in cells if cell]
-        if not found:
-            return ""
-        spread = f"{max(found) - min(found):.2f}" if len(found) == len(cells) else f"{len(found)} of {len(cells)} seeds"
-        return f"{fmean(found):.2f} ({spread})"
+        return over_seeds([value(cell) for cell in cells if cell], len(cells))
 
 
 def begin_of_peak() -> int:

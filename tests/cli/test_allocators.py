@@ -30,6 +30,7 @@ def test_an_allocator_named_as_the_method_allocates_for_wanda_or_for_the_base(
     run: Run, tiny_llama: Make, text: Path, tmp_path: Path, allocator: str, base: str | None
 ) -> None:
     chosen = ["--set", f"base={base}"] if base else []
+    chosen += ["--set", "rounds=1"] if allocator == "measured" else []
     words = ("prune", tiny_llama(), "-m", allocator, "-r", "0.6", *chosen, *small(text), "--no-eval-quick")
     ended = run(*words, "--verify", "off", "-o", tmp_path / "out", "--json")
     assert ended.exit_code == 0, ended.stderr

@@ -88,7 +88,7 @@ def test_the_losses_it_chose_by_are_left_as_evidence(tiny_llama: Make) -> None:
 
 def test_what_is_found_is_measured_to_be_no_worse_than_uniform_alphapruning_and_owl(tiny_llama: Make) -> None:
     ctx = context(tiny_llama())
-    budget = Measured().allocate(ctx, 0.6)
+    budget = Measured(rounds=1).allocate(ctx, 0.6)
     assert ctx.calibration is not None
     lab = Laboratory(ctx, ctx.calibration, "wanda")
     begun = {name: lab.loss(budget_of_blocks(ctx, levels, 0.6)) for name, levels in beginnings(ctx, 0.6)}
@@ -99,10 +99,10 @@ def test_what_is_found_is_measured_to_be_no_worse_than_uniform_alphapruning_and_
 @pytest.mark.parametrize(("mapping", "places"), [("block", 1), ("matrix", 7)])
 def test_the_passes_are_bounded_as_the_page_says_and_told(tiny_llama: Make, mapping: Any, places: int) -> None:
     ctx = context(tiny_llama())
-    Measured(rounds=2, points=2, samples=4, mapping=mapping).allocate(ctx, 0.6)
+    Measured(rounds=2, points=2, samples=2, mapping=mapping).allocate(ctx, 0.6)
     depth, rounds, points = 4, 2, 2
     most = 2 * 3 + rounds * (2 + places * points * (depth + 1) + 2 * 2)
-    assert f"{most} forward passes over 4 sequences" in ctx.notes[0]
+    assert f"{most} forward passes over 2 sequences" in ctx.notes[0]
 
 
 @pytest.mark.parametrize(
