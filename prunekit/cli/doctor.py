@@ -11,10 +11,10 @@ from typing import Any
 
 from prunekit import __version__, registry
 from prunekit.cli.command import Run, command
-from prunekit.cli.inspect import size
 from prunekit.cli.methods import describe, origin
 from prunekit.cli.screen import facts, table
 from prunekit.errors import PrunekitError, UnsupportedError
+from prunekit.words import megabytes
 
 LIBRARIES = (
     "torch",
@@ -94,7 +94,7 @@ def _devices() -> Iterator[str]:
     yield f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     for index in range(torch.cuda.device_count()):
         details = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index}, {details.name}, {size(details.total_memory)}"
+        yield f"cuda:{index}, {details.name}, {megabytes(details.total_memory)}"
     if torch.backends.mps.is_available():
         yield "mps"
 
@@ -115,8 +115,8 @@ def _lines(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "prunekit", f"{data['prunekit']}, Python {data['python']} at {sys.executable}, {data['platform']}"
     yield "libraries", ", ".join(f"{name} {found or 'MISSING'}" for name, found in data["libraries"].items())
     yield "devices", "; ".join(data["devices"])
-    yield "memory", f"{size(data['memory']['available'])} of {size(data['memory']['total'])} free"
-    yield "disk", f"{size(data['disk']['free'])} free at {data['disk']['folder']}"
+    yield "memory", f"{megabytes(data['memory']['available'])} of {megabytes(data['memory']['total'])} free"
+    yield "disk", f"{megabytes(data['disk']['free'])} free at {data['disk']['folder']}"
     for name in ("cache", "hub_cache"):
         place = data[name]
         yield name.replace("_", " "), place["folder"] + ("" if place["writable"] else ", NOT WRITABLE")

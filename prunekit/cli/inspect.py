@@ -9,6 +9,7 @@ from prunekit.cli.command import Run, command
 from prunekit.cli.models import read_model
 from prunekit.cli.plan import kind_of, span
 from prunekit.cli.screen import facts, table
+from prunekit.words import megabytes
 
 if TYPE_CHECKING:
     from prunekit.inspection import Inspection, LinearReport, SpectrumReport
@@ -149,7 +150,7 @@ def _number(value: float | None, title: str) -> str:
 def _facts(found: "Inspection") -> Iterator[tuple[str, str]]:
     dtypes = ", ".join(f"{dtype} {count / found.parameters:.0%}" for dtype, count in found.dtypes.items())
     yield "model", f"{found.model} ({found.architecture})"
-    yield "parameters", f"{found.parameters:,} in {size(found.bytes)}, {dtypes.replace('%', ' %')}"
+    yield "parameters", f"{found.parameters:,} in {megabytes(found.bytes)}, {dtypes.replace('%', ' %')}"
     yield "blocks", f"{len(found.blocks)} at {found.stack}, {found.block_parameters:,} parameters"
     yield "width", f"hidden {found.hidden_size}, vocabulary {found.vocabulary}, context {found.context}"
     yield "embeddings", "tied to the head" if found.tied_embeddings else "separate from the head"
@@ -180,12 +181,3 @@ def _rows(found: "Inspection") -> Iterator[tuple[str, int, str, str, str, str]]:
 
 def _unique(values: Iterator[str]) -> str:
     return ", ".join(dict.fromkeys(values))
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units: `10.6 MB`."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"

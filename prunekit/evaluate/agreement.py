@@ -112,18 +112,6 @@ def figure(
     windows: Windows, value: float, kl: rows.Number | None = None, agreement: float | None = None
 ) -> rows.Perplexity:
     """A perplexity with all that it depends on."""
-    count, window = windows.ids.shape
     return rows.Perplexity(
-        value=rows.plain(value),
-        kl=kl,
-        agreement=agreement,
-        set=windows.set,
-        revision=windows.revision,
-        split=windows.split,
-        protocol=windows.protocol,
-        join=windows.join,
-        window=window,
-        windows=count,
-        tokens=count * (window - 1),
-        sha256=windows.sha256,
+        value=rows.plain(value), kl=kl, agreement=agreement, sha256=windows.sha256, **windows.described
     )

@@ -96,6 +96,21 @@ class Windows:
         """Identity of the token ids and of the way they are cut."""
         return hashlib.sha256(f"{tuple(self.ids.shape)}\n".encode() + self.ids.numpy().tobytes()).hexdigest()
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that a perplexity on these windows depends on beside the model."""
+        count, window = self.ids.shape
+        return {
+            "set": self.set,
+            "revision": self.revision,
+            "split": self.split,
+            "protocol": self.protocol,
+            "join": self.join,
+            "window": window,
+            "windows": count,
+            "tokens": count * (window - 1),
+        }
+
     def same_tokens(self, other: "Windows") -> bool:
         """Whether perplexities on both are comparable: they are on the same tokens, cut in the same way."""
         return torch.equal(self.ids, other.ids)
@@ -108,37 +123,7 @@ class Windows:
         title: str = "perplexity",
     ) -> Perplexity:
         """The perplexity of a model on these windows; see `perplexity`."""
-        count, window = self.ids.shape
-        return Perplexity(
-            value=perplexity(model, self.ids, progress, offload, title),
-            set=self.set,
-            revision=self.revision,
-            split=self.split,
-            protocol=self.protocol,
-            join=self.join,
-            window=window,
-            windows=count,
-            tokens=count * (window - 1),
-        )
-
-
-def measure(
-    model: PrunableModel,
-    tokenizer: "PreTrainedTokenizerBase",
-    set_name: str,
-    protocol: str = "sparsegpt",
-    limit: int | None = None,
-    offline: bool = False,
-    progress: Progress | None = None,
-    column: str | None = None,
-) -> Perplexity:
-    """The perplexity of a model on a named set or a local text, on its first `limit` windows.
-
-    Raises UsageError for an unknown protocol, InputError for a text that cannot be had or is too short.
-    """
-    chosen = find_protocol(protocol)
-    text = read_text(set_name, column=column, offline=offline, progress=progress)
-    return cut(text, model.config, tokenizer, chosen, limit).measure(model, progress)
+        return Perplexity(perplexity(model, self.ids, progress, offload, title), **self.described)
 
 
 def cut(

@@ -19,7 +19,7 @@ from prunekit.evaluate.perplexity import (
     Windows,
     cut,
     exp_or_inf,
-    measure,
+    find_protocol,
     perplexity,
     read_text,
     windows,
@@ -36,6 +36,13 @@ def tokenizer(tiny_tokenizer: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_tokenizer)
+
+
+def measure(
+    model: PrunableModel, tokenizer: Any, text: str, protocol: str = "sparsegpt", limit: int | None = None
+) -> Perplexity:
+    """Perplexity as a run measures it."""
+    return cut(read_text(text), model.config, tokenizer, find_protocol(protocol), limit).measure(model)
 
 
 def direct(folder: Path, text: str, window: int, limit: int | None = None) -> float:
