@@ -4,6 +4,7 @@ Paper: none; ours. Sensitivity curves in the place of a proxy, as in He et al., 
 many others; what is ours is that they are measured inside the pruned model, and that every step is measured as a whole.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -51,18 +52,12 @@ class Measured(Allocator):
         starts = dict(beginnings(ctx, sparsity))
         ctx.progress.stage("measuring allocations", len(starts) + self.rounds * (1 + len(STEPS)))
         search = Search(lab, sparsity, self.points, [block.linears for block in ctx.model.kept])
-        tried = {name: search.loss(levels) for name, levels in starts.items()}
-        name = min(tried, key=lambda name: tried[name])
-        search.best, search.levels = tried[name], starts[name]
+        tried = {name: search.go(levels) for name, levels in starts.items()}
         if self.mapping == "matrix":
             search.split()
         for number in range(self.rounds):
             search.step(self.reach / 2**number)
-        ctx.evidence["losses"] = tried | {self.name: search.best}
-        ctx.note(
-            f"measured: loss {tried['uniform']:.4f} with uniform, {tried[name]:.4f} with {name}, {search.best:.4f} at "
-            f"the end, pruned by {lab.score}; {lab.passes:.0f} forward passes over {len(lab.ids)} sequences"
-        )
+        self._tell(lab, tried, search.best)
         return search.budget(search.levels)
 
     def score_for(self, method: str) -> Score:
@@ -71,6 +66,15 @@ class Measured(Allocator):
             return self.score
         known: dict[str, Score] = {score: score for score in SCORES}
         return known.get(method, "wanda")
+
+    def _tell(self, lab: Laboratory, tried: dict[str, float], best: float) -> None:
+        """Leave the losses as evidence, and say what they were and what it took."""
+        name = min(tried, key=lambda name: tried[name])
+        lab.ctx.evidence["losses"] = tried | {self.name: best}
+        lab.ctx.note(
+            f"measured: loss {tried['uniform']:.4f} with uniform, {tried[name]:.4f} with {name}, {best:.4f} at the "
+            f"end, pruned by {lab.score}; {lab.passes:.0f} forward passes over {len(lab.ids)} sequences"
+        )
 
 
 @dataclass
@@ -84,7 +88,7 @@ class Search:
     sparsity: float
     points: int
     places: list[tuple[Linear, ...]]
-    best: float = field(default=0, init=False)
+    best: float = field(default=math.inf, init=False)
     levels: Levels = field(default_factory=Levels, init=False)
 
     @property
@@ -97,10 +101,12 @@ class Search:
         found = {linear.path: s for place, s in zip(self.places, levels, strict=True) for linear in place}
         return complete(self.lab.ctx, found, self.sparsity)
 
-    def loss(self, levels: Levels) -> float:
-        """What the model loses by that allocation."""
+    def go(self, levels: Levels) -> float:
+        """Measure an allocation, and go there if no better one is known; its loss."""
         found = self.lab.loss(self.budget(levels))
         self.lab.ctx.progress.step(f"loss {found:.4f}")
+        if not self.levels or found < self.best:
+            self.best, self.levels = found, levels
         return found
 
     def split(self) -> None:
@@ -113,8 +119,8 @@ class Search:
         curves = [smoothed(curve) for curve in self._curves(reach)]
         goal = cheapest(curves, self.sizes, self.sparsity)
         ways = [[now + step * (then - now) for now, then in zip(self.levels, goal, strict=True)] for step in STEPS]
-        settled = [settle(way, self.sizes, self.sparsity) for way in ways]
-        self.best, self.levels = min([(self.best, self.levels), *((self.loss(way), way) for way in settled)])
+        for way in ways:
+            self.go(settle(way, self.sizes, self.sparsity))
 
     def _curves(self, reach: float) -> list[dict[float, float]]:
         """One curve per place: its sparsity -> the loss, all others being as they are."""
