@@ -135,14 +135,19 @@ def timed(
 ) -> list[list[Round]]:
     """What each runner took in each round, after the warm-up; the order is turned round every time."""
     found: list[list[Round]] = []
-    for stage, count in ((f"warm-up of {name}", WARM_UP), (f"speed of {name}", rounds)):
-        (progress or Silent()).stage(stage, count)
-        found = [[] for _ in runners]
-        for number in range(count):
-            gc.collect()
-            for place in range(len(runners)) if number % 2 else reversed(range(len(runners))):
-                found[place].append(runners[place].run())
-            (progress or Silent()).step()
+    gc.collect()
+    gc.freeze()  # what is there now need not be searched again before each round
+    try:
+        for stage, count in ((f"warm-up of {name}", WARM_UP), (f"speed of {name}", rounds)):
+            (progress or Silent()).stage(stage, count)
+            found = [[] for _ in runners]
+            for number in range(count):
+                gc.collect()
+                for place in range(len(runners)) if number % 2 else reversed(range(len(runners))):
+                    found[place].append(runners[place].run())
+                (progress or Silent()).step()
+    finally:
+        gc.unfreeze()
     return found
 
 
