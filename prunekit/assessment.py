@@ -13,14 +13,16 @@ import torch
 from prunekit import settings
 from prunekit.calibration import check_vocabulary, default_source
 from prunekit.checkpoint import Checkpoint
-from prunekit.compute import choose_device, choose_dtype
+from prunekit.compute import choose_device, choose_dtype, computed_on
 from prunekit.errors import InputError
 from prunekit.evaluate.agreement import Baseline, measure
+from prunekit.evaluate.compiling import refuse_without_compiler
 from prunekit.evaluate.gates import Gates, Measured, refuse_unmeasurable
-from prunekit.evaluate.memory import peak_memory
 from prunekit.evaluate.perplexity import Protocol, Windows, cut, find_protocol, read_text
 from prunekit.evaluate.rows import Accuracy, Count, Evaluation, Perplexity, Row, Size, Speed, compared
-from prunekit.evaluate.speed import Place, Round, Runner, SpeedOptions, beside, flops_per_token, summary, timed
+from prunekit.evaluate.session import Sessions, Subject
+from prunekit.evaluate.shelf import Label, Shelf
+from prunekit.evaluate.speed import Place, SpeedOptions
 from prunekit.evaluate.tasks import TaskOptions, Tasks
 from prunekit.evaluate.verdicts import judge
 from prunekit.job import load_tokenizer, open_model
@@ -49,13 +51,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Opener:
-    """How the models of an evaluation are opened, where they compute, and who listens."""
+    """How the models of an evaluation are opened, where they compute, who listens, and what is kept of them."""
 
     compute: ComputeRecipe
     device: torch.device
     offline: bool
     trust_remote_code: bool
     progress: Progress
+    shelf: Shelf
 
     def open(self, one: Candidate) -> PrunableModel:
         """The structure of a model, whose weights are read as they are needed."""
@@ -91,6 +94,7 @@ def evaluate(
     offline: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
+    shelf: Shelf | None = None,
 ) -> Evaluation:
     """One row per model, the baseline first, and the verdict on every gate.
 
@@ -101,7 +105,8 @@ def evaluate(
     """
     compute = settings.compute(device=device, dtype=dtype, offload=offload)
     texts, gates = texts or Texts(), gates or Gates()
-    opener = Opener(compute, choose_device(compute.device), offline, trust_remote_code, progress or Silent())
+    device_used, listener = choose_device(compute.device), progress or Silent()
+    opener = Opener(compute, device_used, offline, trust_remote_code, listener, shelf or Shelf())
     with TemporaryDirectory(prefix="prunekit-", ignore_cleanup_errors=True) as place:
         others = [spec for spec in dict.fromkeys(models) if spec != baseline] or list(models[:1])
         sets, cutting = _sets(texts.sets, others[0], offline), find_protocol(texts.protocol)
@@ -112,6 +117,8 @@ def evaluate(
         found = [_find(spec, first, loaded, cutting, texts.windows, opener) for spec, first in specs]
         if speed:
             speed.refuse_senseless([one.checkpoint for one in found], trust_remote_code)
+            if speed.compile:
+                refuse_without_compiler(opener.device)
         asked = Tasks.find(tasks, Path(place)) if tasks else None
         refuse_unmeasurable(gates, replace(measured, tasks=asked.names if asked else ()))
         rows = _measured(found, asked, speed, opener, Path(place))
@@ -141,37 +148,25 @@ def _measured(
 
 def _scores(one: Candidate, tasks: Tasks, opener: Opener) -> tuple[Accuracy, ...]:
     where = opener.place(one)
-    return tasks.run(
-        one.checkpoint.folder,
-        device=where.device,
-        dtype=where.dtype,
-        trust_remote_code=where.trust_remote_code,
-        progress=opener.progress,
-    )
+
+    def measure() -> tuple[Accuracy, ...]:
+        return tasks.run(
+            one.checkpoint.folder,
+            device=where.device,
+            dtype=where.dtype,
+            trust_remote_code=where.trust_remote_code,
+            progress=opener.progress,
+        )
+
+    depends = {"options": repr(tasks.options), "where": computed_on(where.device, where.dtype)}
+    return opener.shelf.figure(Label("tasks", (one.spec,), depends), tuple[Accuracy, ...], measure)
 
 
-def _speeds(found: Sequence[Candidate], options: SpeedOptions, opener: Opener) -> list[Speed | None]:
-    """Speed and memory of every model, timed in turn with the baseline; two models are in memory at a time."""
-    opener.progress.stage("memory", len(found))
-    counted: list[dict[str, int | None]] = []
-    for one in found:
-        flops = flops_per_token(one.checkpoint, options.prompt_tokens, opener.trust_remote_code)
-        counted.append({"flops": flops, "peak": peak_memory(one.checkpoint.folder, options, opener.place(one))})
-        opener.progress.step(one.spec)
-    dense = Runner.load(found[0].checkpoint, options, opener.place(found[0])) if found[0].is_baseline else None
-    speeds: list[Speed | None] = []
-    pooled: list[Round] = []
-    for one, more in zip(found, counted, strict=True):
-        if one.is_baseline:
-            continue
-        mine = Runner.load(one.checkpoint, options, opener.place(one))
-        *theirs, rounds = timed([dense, mine] if dense else [mine], options.rounds, opener.progress)
-        pooled += theirs[0] if theirs else []
-        speeds.append(summary(rounds, theirs[0] if theirs else None, options, opener.place(one), **more))
-    if dense is None:
-        return speeds
-    own = summary(pooled, None, options, opener.place(found[0]), **counted[0])
-    return [beside(own, own), *(speed and beside(speed, own) for speed in speeds)]
+def _speeds(found: Sequence[Candidate], options: SpeedOptions, opener: Opener) -> list[Speed]:
+    """Speed and memory of every model, the baseline's first."""
+    subjects = [Subject(one.spec, one.checkpoint, opener.place(one)) for one in found]
+    dense = subjects.pop(0) if found[0].is_baseline else None
+    return Sessions(dense, options, opener.shelf, opener.progress).speeds(subjects)
 
 
 def _sets(asked: Sequence[str], spec: str, offline: bool) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from prunekit.evaluate.gates import Gates
-from prunekit.evaluate.rows import Count, Number, Perplexity, Row, Size, Verdict
+from prunekit.evaluate.rows import Count, Number, Perplexity, Rate, Row, Size, Verdict
 from prunekit.evaluate.verdicts import judge
 from prunekit.manifest import Manifest
 from prunekit.plan import Frozen
@@ -62,7 +62,7 @@ class Run(Frozen):
     fronts: tuple[Literal["size", "speed"], ...] = Field(
         default=(),
         description="Pictures on whose Pareto front the run is: quality against size, against speed "
-        "(as it was timed, or else by the work per token).",
+        "(as it was timed, 1 where the interval holds 1; or else by the work per token).",
     )
 
     @property
@@ -80,9 +80,18 @@ class Run(Frozen):
         return found and (found.after if found.ratio is None else found.ratio)
 
     @property
+    def timing(self) -> Rate | None:
+        """New tokens per second, beside the dense model's; None when nothing was timed beside it."""
+        found = self.measured.speed.decode if self.measured and self.measured.speed else None
+        return found if found and found.ratio is not None else None
+
+    @property
     def speed(self) -> float | None:
-        """New tokens per second, divided by the dense model's; None when it was not measured."""
-        return self.measured.speed.decode.ratio if self.measured and self.measured.speed else None
+        """The speed to go by, relative to the dense model's: 1 where its interval holds 1 and shows no difference."""
+        if (found := self.timing) is None:
+            return None
+        alike = found.ratio_low is None or found.ratio_high is None or found.ratio_low <= 1 <= found.ratio_high
+        return 1.0 if alike else found.ratio
 
 
 class Runs(Frozen):

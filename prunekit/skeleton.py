@@ -10,6 +10,7 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -31,7 +32,7 @@ def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     """
     config = load_config(checkpoint, trust_remote_code)
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():  # there is nothing to draw numbers for
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=_trusted(checkpoint, trust_remote_code))
     except ImportError as error:
         raise UnsupportedError(f"the model needs a package that is not installed: {error}") from error

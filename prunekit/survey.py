@@ -1,13 +1,13 @@
 """Runs measured anew beside the dense models they came from: by counting, and, where that is asked for, by evaluation.
 
-What is measured is kept in a folder, if there is one, and not measured again for the same runs and questions.
+What is measured of one run is kept in a folder, if there is one, and not measured again, whatever other runs there are.
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -16,13 +16,14 @@ from prunekit.assessment import NO_SET, Texts, evaluate
 from prunekit.checkpoint import Checkpoint
 from prunekit.errors import UsageError
 from prunekit.evaluate.rows import Row
-from prunekit.evaluate.speed import SpeedOptions, flops_per_token
+from prunekit.evaluate.session import flops_of
+from prunekit.evaluate.shelf import Shelf
+from prunekit.evaluate.speed import SpeedOptions
 from prunekit.evaluate.tasks import TaskOptions
 from prunekit.locate import locate
 from prunekit.manifest import MANIFEST, Manifest
 from prunekit.plan import Frozen
 from prunekit.progress import Progress, Silent
-from prunekit.staging import storage_errors, write_atomically
 
 TOKENS = 128  # of the prompt whose operations are counted
 
@@ -65,19 +66,22 @@ class Survey:
 
     def answers(self, questions: Questions, *, count: bool) -> Answers:
         """Everything that is asked, with the counted work if it is wanted; from what was kept where it fits."""
-        if not self.folders or not (questions.asked or count):
+        if not self.folders:
             return Answers()
-        path = self.keep and self.keep / f"{self._key(questions, count)}.json"
-        if path and path.is_file():
-            return Answers.model_validate_json(path.read_bytes())
         found = self._measured(questions) if questions.asked else Answers()
-        if count:
-            found = found.model_copy(update={"work": self._work(questions.offline, questions.trust_remote_code)})
-        if path:
-            with storage_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, found.model_dump_json(indent=2) + "\n")
-        return found
+        work = self._work(questions.offline, questions.trust_remote_code) if count else {}
+        return found.model_copy(update={"work": work})
+
+    @cached_property
+    def _shelf(self) -> Shelf:
+        """Where figures are kept. A run is known by its manifest, its dense model by the hashes in there."""
+        if self.keep is None:
+            return Shelf()
+        models: dict[str, str] = {}
+        for name, folder in self.folders.items():
+            models[str(folder)] = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+            models[self.dense[name]] = token_cache.key(files=dict(Manifest.read(folder).source.files))
+        return Shelf(self.keep, models)
 
     def _measured(self, questions: Questions) -> Answers:
         """The rows of all runs, beside their one dense model; raises UsageError where there are several."""
@@ -99,6 +103,7 @@ class Survey:
             offline=questions.offline,
             trust_remote_code=questions.trust_remote_code,
             progress=self.progress,
+            shelf=self._shelf,
         ).models
         named = {
             names[row.model]: row.model_copy(update={"model": names[row.model]}) for row in rows if not row.baseline
@@ -107,25 +112,18 @@ class Survey:
 
     def _work(self, offline: bool, trust_remote_code: bool) -> dict[str, float]:
         """FLOPs per token of each run, divided by its dense model's; left out where they cannot be counted."""
-        dense = {
-            spec: flops_per_token(Checkpoint.open(locate(spec, offline=offline)), TOKENS, trust_remote_code)
-            for spec in set(self.dense.values())
-        }
+
+        def flops(spec: str, folder: Path) -> int | None:
+            return flops_of(spec, Checkpoint.open(folder), TOKENS, trust_remote_code, self._shelf)
+
+        dense = {spec: flops(spec, locate(spec, offline=offline)) for spec in set(self.dense.values())}
         found: dict[str, float] = {}
         for name, folder in self.folders.items():
             before = dense[self.dense[name]]
-            after = flops_per_token(Checkpoint.open(folder), TOKENS, trust_remote_code) if before else None
+            after = flops(str(folder), folder) if before else None
             if before and after:
                 found[name] = after / before
         return found
-
-    def _key(self, questions: Questions, count: bool) -> str:
-        """The name of what is kept: questions, runs and dense models."""
-        runs = {
-            name: hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() for name, folder in self.folders.items()
-        }
-        asked: dict[str, Any] = {**asdict(questions), "offline": None}
-        return token_cache.key(questions=repr(asked), runs=runs, dense=dict(self.dense), count=count)[:16]
 
 
 def dense_of(folders: Mapping[str, Path], baseline: str | None) -> dict[str, str]:

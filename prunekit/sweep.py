@@ -3,12 +3,13 @@
 OUT/                    the folder of the sweep
     sweep.json          the table, once every cell has had its turn
     dense/              perplexities of the dense models, each measured once for all cells
-    measured/           what was measured of each cell for the table, and of the dense model
+    measured/           what was measured of each cell for the table, and of the dense model: a file for each figure
     NAME/               the model folder of one cell, and .NAME.prunekit beside it while it is at work
     lock                held by the sweep that is at work
 
 A finished cell is known by its manifest: same source, recipe, calibration tokens, versions. A cell that was interrupted
-goes on from its staging folder, as any run does.
+goes on from its staging folder, as any run does. A cell is timed in a session of its own with the dense model
+(`evaluate.session`), which is kept once it is whole.
 """
 
 import shutil
@@ -32,6 +33,7 @@ from prunekit.recipe import Recipe
 from prunekit.runs import Runs
 from prunekit.staging import locked, storage_errors, write_atomically
 from prunekit.survey import Questions, Survey
+from prunekit.words import plural
 from prunekit.workers import run_all
 
 RESULT, DENSE, LOCK, MEASURED = "sweep.json", "dense", "lock", "measured"
@@ -111,13 +113,16 @@ def sweep(
                 open_cells.append(cell)
             elif isinstance(state, PrunekitError):
                 found[cell.name] = _failed(cell.name, state)
-        with _keeping():
+        with _keeping("finished cells"):
+            if kept := len(cells) - len(open_cells) - sum(cell.state == "failed" for cell in found.values()):
+                (progress or Silent()).note(f"{kept} of {plural(len(cells), 'cell')} finished before, and kept")
             for name, answer in _run(open_cells, options, jobs, progress or Silent()):
                 found[name] = answer
         done = {cell.name: options.output / cell.name for cell in cells if found[cell.name].state != "failed"}
         dense = {cell.name: str(cell.recipe.model) for cell in cells if cell.name in done}
         survey = Survey(done, dense, options.output / MEASURED, progress or Silent())
-        known = survey.answers(questions or Questions(offline=options.offline), count=True)
+        with _keeping("cells and what was measured of them"):
+            known = survey.answers(questions or Questions(offline=options.offline), count=True)
         table = runs.table(done, known.rows, known.baseline, known.work)
         limits = {cell.name: cell.recipe.gates for cell in cells}
         gates = tuple(verdict for run in table.runs for verdict in runs.judged(run, limits[run.name]))
@@ -126,12 +131,12 @@ def sweep(
 
 
 @contextmanager
-def _keeping() -> Iterator[None]:
-    """Say of whatever ends a sweep in its midst that what is finished is kept (see `cli.failures`)."""
+def _keeping(what: str) -> Iterator[None]:
+    """Say of whatever ends a sweep in its midst what is finished and kept (see `cli.failures`)."""
     try:
         yield
     except BaseException as error:
-        vars(error)["kept"] = "finished cells"
+        vars(error)["kept"] = what
         raise
 
 

@@ -19,6 +19,16 @@ def change(ratio: float | None) -> str:
     return "-" if ratio is None else f"{(ratio - 1) * 100:+.1f} %"
 
 
+def multiple(ratio: float | None) -> str:
+    """`x 1.21`; a dash for nothing."""
+    return "-" if ratio is None else f"x {ratio:.2f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`0.95 to 1.14`; a dash for nothing."""
+    return "-" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+
+
 def plural(count: int, noun: str) -> str:
     """`1 block`, `3 blocks`, `2 matrices`."""
     many = f"{noun[:-1]}ces" if noun.endswith("x") else f"{noun}s"

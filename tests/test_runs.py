@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from prunekit.errors import InputError
+from prunekit.evaluate.rows import Count, Rate, Row, Size, Speed
 from prunekit.manifest import MANIFEST, LinearResult, Manifest, Result, Source
 from prunekit.plan import PrunePlan, RemoveBlock, Sparsify
 from prunekit.runs import pareto, table, varying
@@ -63,6 +64,26 @@ def test_the_front_holds_what_no_other_run_beats(tmp_path: Path) -> None:
     assert [each.name for each in found.runs if "size" in each.fronts] == ["small", "good"]
     assert not any("speed" in each.fronts for each in found.runs)
     assert found.notes == ("no perplexity is known of unknown",)
+
+
+def test_a_speed_that_noise_may_explain_puts_no_run_on_the_front(tmp_path: Path) -> None:
+    folders = {name: run(tmp_path / name, after) for name, after in {"good": 10.5, "noisy": 10.6, "fast": 12.0}.items()}
+    speeds = {"good": (0.97, 0.9, 1.1), "noisy": (1.05, 0.95, 1.2), "fast": (1.4, 1.2, 1.6)}
+    found = table(folders, {name: timed(name, *speed) for name, speed in speeds.items()}).runs
+    assert [each.speed for each in found] == [1.0, 1.0, 1.4]
+    assert [each.timing and each.timing.ratio for each in found] == [0.97, 1.05, 1.4]
+    assert [each.name for each in found if "speed" in each.fronts] == ["good", "fast"]
+
+
+def timed(name: str, ratio: float, low: float, high: float) -> Row:
+    """A run of which nothing but its speed beside the dense model was measured."""
+    rate = Rate(value=100.0, low=90.0, high=110.0, ratio=ratio, ratio_low=low, ratio_high=high)
+    speed = Speed(
+        prefill=rate, decode=rate, first_token=rate, peak_memory=None, flops_per_token=None, rounds=6, batch_size=1,
+        prompt_tokens=8, new_tokens=8, device="cpu", dtype="float32", threads=1, compiled=False,
+    )  # fmt: skip
+    one = Count(value=1)
+    return Row(model=name, baseline=False, size=Size(parameters=one, stored_bytes=one), speed=speed)
 
 
 def test_equal_points_share_the_front() -> None:

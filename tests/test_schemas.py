@@ -67,9 +67,9 @@ def test_what_prune_prints_is_valid(tiny_llama: Callable[..., Path], text: Path,
 def test_what_eval_prints_is_valid(
     tiny_llama: Callable[..., Path], text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunekit import assessment
+    from prunekit.evaluate import session
 
-    monkeypatch.setattr(assessment, "peak_memory", lambda *_: 1000)
+    monkeypatch.setattr(session, "peak_memory", lambda *_: 1000)
     one, other = tiny_llama(name="one"), tiny_llama(name="other", seed=1)
     timed = ("--speed", "--prompt-tokens", 8, "--new-tokens", 2, "--rounds", 6, "--min-speedup", 9)
     found = printed("eval", other, "--baseline", one, "--ppl", text, "--windows", 2, *timed, "--max-kl", 0)

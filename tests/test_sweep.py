@@ -23,6 +23,7 @@ evaluation: {protocol: llm-pruner, windows: 2}
 export: {verify: off}
 """
 CELLS = [f"{method}-{percent}" for method in ("magnitude", "shortgpt") for percent in (25, 30, 50)]
+DENSE = "perplexity before 12/12"  # what an evaluation of the dense sample ends with
 Sweep = Callable[..., Ended]
 
 
@@ -47,45 +48,60 @@ def states(ended: Ended) -> dict[str, str]:
     return {cell["name"]: cell["state"] for cell in ended.json()["cells"]}
 
 
-@pytest.fixture
-def whole(sweep: Sweep, tmp_path: Path) -> dict[str, Any]:
-    """What an uninterrupted sweep prints; its folder is moved out of the way."""
-    ended = sweep("--json")
+@pytest.fixture(scope="module")
+def whole(server: Server, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted sweep; `sweep.json` in it is what it printed."""
+    place = tmp_path_factory.mktemp("whole")
+    (place / "grid.yaml").write_text(RECIPE)
+    words = ("sweep", "grid.yaml", inputs / "source", f"--calib={inputs / 'text.txt'}", "-o", "out", "--json")
+    ended = server.run(*words, cwd=place)
     assert ended.code == 0, ended.stderr
     assert states(ended) == dict.fromkeys(CELLS, "done") and measured(ended) == 1
-    (tmp_path / "out").rename(tmp_path / "whole")
-    return ended.json()
+    assert json.loads((place / "out" / "sweep.json").read_text()) == ended.json()
+    return place / "out"
+
+
+def table(folder: Path) -> Any:
+    return json.loads((folder / "sweep.json").read_text())["table"]
 
 
 def test_a_sweep_that_is_killed_twice_ends_with_the_same_table_and_one_dense_evaluation(
-    sweep: Sweep, whole: dict[str, Any], tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
-    first = sweep("--json", at=60)
-    assert first.code == -signal.SIGKILL
-    half = sweep("--json", at=60)
-    assert half.code == -signal.SIGKILL
+    (tmp_path / "grid.yaml").write_text(RECIPE)
+
+    def run(place: str, at: int | None = None) -> Ended:
+        return server.run("sweep", "grid.yaml", "sample", "--offline", "-o", place, "--json", cwd=tmp_path, at=at)
+
+    whole = run("whole")
+    assert whole.code == 0 and whole.stderr.count(DENSE) == 1, whole.stderr
+    third = len(whole.changes) // 3
+    killed = [run("out", at=third), run("out", at=third)]
+    assert [each.code for each in killed] == [-signal.SIGKILL] * 2
     kept = [name for name in CELLS if (tmp_path / "out" / name).is_dir()]
     assert 0 < len(kept) < len(CELLS), "the kills hit the grid in its midst"
-    ended = sweep("--json")
-    assert (ended.code, ended.json()["table"]) == (0, whole["table"]), ended.stderr
+
+    ended = run("out")
+    assert (ended.code, ended.json()["table"]) == (0, whole.json()["table"]), ended.stderr
     assert states(ended) == {name: "kept" if name in kept else "done" for name in CELLS}
-    assert measured(first, half, ended) == 1
+    assert f"{len(kept)} of 6 cells finished before, and kept" in ended.stderr
+    assert sum(each.stderr.count(DENSE) for each in (*killed, ended)) == 1
     for name in CELLS:
         assert bytes_of(tmp_path / "out" / name) == bytes_of(tmp_path / "whole" / name)
 
 
-def test_a_finished_sweep_is_only_read_and_a_larger_grid_goes_on_from_it(sweep: Sweep, whole: dict[str, Any]) -> None:
+def test_a_finished_sweep_is_only_read_and_a_larger_grid_goes_on_from_it(sweep: Sweep, whole: Path) -> None:
     small = sweep("--json", recipe=RECIPE.replace("[magnitude, shortgpt]", "shortgpt"))
     assert list(states(small)) == CELLS[3:]
     ended = sweep("--json")
-    assert ended.json()["table"] == whole["table"] and measured(small, ended) == 1
+    assert ended.json()["table"] == table(whole) and measured(small, ended) == 1
     assert states(ended) == {name: "done" if name.startswith("magnitude") else "kept" for name in CELLS}
     again = sweep("--json")
-    assert (again.json()["table"], measured(again)) == (whole["table"], 0)
+    assert (again.json()["table"], measured(again)) == (table(whole), 0)
     assert "pruning" not in again.stderr and set(states(again).values()) == {"kept"}
 
 
-def test_a_cell_of_another_run_is_no_cell_of_this_one(sweep: Sweep, whole: dict[str, Any], tmp_path: Path) -> None:
+def test_a_cell_of_another_run_is_no_cell_of_this_one(sweep: Sweep, tmp_path: Path) -> None:
     assert sweep("-q", recipe=RECIPE.replace("[0.25, 0.3, 0.5]", "0.5")).code == 0
     other = RECIPE.replace("[0.25, 0.3, 0.5]", "0.5").replace("samples: 4", "samples: 5")
     refused = sweep(recipe=other)
@@ -109,7 +125,7 @@ def test_a_cell_that_cannot_be_run_stops_no_other_and_gives_its_exit_code(sweep:
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == ended.json()
 
 
-def test_limits_are_judged_for_every_cell_also_for_those_that_were_kept(sweep: Sweep, whole: dict[str, Any]) -> None:
+def test_limits_are_judged_for_every_cell_also_for_those_that_were_kept(sweep: Sweep) -> None:
     small = RECIPE.replace("[magnitude, shortgpt]", "shortgpt")
     first = sweep("--max-params", "1K", "--json", recipe=small)
     gates = {verdict["model"]: verdict["passed"] for verdict in first.json()["gates"]}
@@ -119,12 +135,13 @@ def test_limits_are_judged_for_every_cell_also_for_those_that_were_kept(sweep: S
     assert set(states(again).values()) == {"kept"}
 
 
-def test_processes_that_run_cells_at_once_write_the_same(sweep: Sweep, whole: dict[str, Any], tmp_path: Path) -> None:
-    ended = sweep("--jobs", "2", "--json", recipe=RECIPE.replace("[magnitude, shortgpt]", "shortgpt"))
+def test_processes_that_run_cells_at_once_write_the_same(sweep: Sweep, whole: Path, tmp_path: Path) -> None:
+    two = RECIPE.replace("[magnitude, shortgpt]", "shortgpt").replace("[0.25, 0.3, 0.5]", "[0.25, 0.5]")
+    ended = sweep("--jobs", "2", "--json", recipe=two)
     assert (ended.code, measured(ended)) == (0, 1), ended.stderr
-    assert states(ended) == dict.fromkeys(CELLS[3:], "done")
-    for name in CELLS[3:]:
-        assert bytes_of(tmp_path / "out" / name) == bytes_of(tmp_path / "whole" / name)
+    assert states(ended) == dict.fromkeys((CELLS[3], CELLS[5]), "done")
+    for name in (CELLS[3], CELLS[5]):
+        assert bytes_of(tmp_path / "out" / name) == bytes_of(whole / name)
 
 
 def test_a_folder_of_something_else_and_a_sweep_at_work_are_refused(sweep: Sweep, tmp_path: Path) -> None:

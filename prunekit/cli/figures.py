@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.bars import bar
 from prunekit.cli.screen import table
-from prunekit.words import change, number, percent
+from prunekit.words import change, interval, multiple, number, percent, plural
 
 if TYPE_CHECKING:
     from prunekit.evaluate.rows import Count, Evaluation, Number, Rate, Row
@@ -91,7 +91,7 @@ def speeds(rows: "tuple[Row, ...]", compared: bool) -> list[Any]:
     return [
         table(*headers, rows=cells, right="median,quartiles,95 % interval," + RATIO),
         table(*names, rows=counted, right="peak memory, bytes,FLOPs per token," + RATIO),
-        conditions(measured[0][1]),
+        conditions(measured[-1][1]),  # the baseline's has the rounds of all
     ]
 
 
@@ -100,15 +100,17 @@ def conditions(speed: Any) -> str:
     compiled = ", compiled" if speed.compiled else ""
     return (
         f"speed: {speed.batch_size} x {speed.prompt_tokens} prompt tokens, {speed.new_tokens} new ones, "
-        f"{speed.rounds} rounds, {speed.device}, {speed.dtype}, {speed.threads} threads{compiled}"
+        f"{speed.rounds} rounds, {speed.device}, {speed.dtype}, {plural(speed.threads, 'thread')}{compiled}"
     )
 
 
 def _rate(rate: "Rate", digits: int, compared: bool) -> list[str]:
     spread = f"{rate.low:,.{digits}f} to {rate.high:,.{digits}f}"
-    interval = DASH if rate.ratio_low is None else f"{rate.ratio_low:.2f} to {rate.ratio_high:.2f}"
-    multiple = DASH if rate.ratio is None else f"x {rate.ratio:.2f}"
-    return [f"{rate.value:,.{digits}f}", spread, *([multiple, interval] if compared else [DASH, DASH])]
+    return [
+        f"{rate.value:,.{digits}f}",
+        spread,
+        *([multiple(rate.ratio), interval(rate.ratio_low, rate.ratio_high)] if compared else [DASH, DASH]),
+    ]
 
 
 def _with_ratio(name: str, compared: bool) -> list[str]:

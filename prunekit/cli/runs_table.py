@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.bars import bar
 from prunekit.cli.screen import table
-from prunekit.words import change, megabytes, number, percent
+from prunekit.words import change, interval, megabytes, multiple, number, percent
 
 if TYPE_CHECKING:
     from prunekit.runs import Run, Runs
@@ -16,7 +16,7 @@ def tabled(found: "Runs") -> Any:
     """The table; columns that would say the same in every row, or nothing, are left out."""
     rows = [cells(run, found) for run in found.runs]
     headers = [name for name in rows[0] if any(row[name] not in ("", "-") for row in rows)] if rows else []
-    right = "ratio,parameters,size,blocks,neurons,zeros,perplexity,to dense,work,speed"
+    right = "ratio,parameters,size,blocks,neurons,zeros,perplexity,to dense,work,speed,95 % interval"
     return table(*headers, rows=[[row[name] for name in headers] for row in rows], right=right)
 
 
@@ -24,7 +24,7 @@ def cells(run: "Run", found: "Runs") -> dict[str, str]:
     """Column -> what stands in it for one run."""
     qualities = [each.quality for each in found.runs]
     worst = max((value for value in qualities if isinstance(value, int | float)), default=0.0)
-    quality, known = run.quality, run.perplexity
+    quality, known, timing = run.quality, run.perplexity, run.timing
     value = run.measured.perplexity[0].value if run.measured and run.measured.perplexity else known and known.after
     ratio = run.measured.perplexity[0].ratio if run.measured and run.measured.perplexity else known and known.ratio
     return {
@@ -44,6 +44,7 @@ def cells(run: "Run", found: "Runs") -> dict[str, str]:
         "to dense": change(ratio),
         "": bar(quality, worst) if isinstance(quality, int | float) else "",
         "work": change(run.work_ratio),
-        "speed": "-" if run.speed is None else f"{run.speed:.2f}x",
+        "speed": multiple(timing.ratio) if timing else "-",
+        "95 % interval": interval(timing.ratio_low, timing.ratio_high) if timing else "-",
         "best": " ".join(run.fronts),
     }

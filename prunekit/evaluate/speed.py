@@ -23,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 from prunekit.calibration import max_positions
 from prunekit.checkpoint import Checkpoint
 from prunekit.errors import UnsupportedError, UsageError
+from prunekit.evaluate.compiling import compilation
 from prunekit.evaluate.rows import Count, Speed, ratio
 from prunekit.evaluate.spread import FEWEST, rate
 from prunekit.progress import Progress, Silent
@@ -112,36 +113,41 @@ class Runner:
 
     @torch.inference_mode()
     def run(self) -> Round:
-        """One generation."""
+        """One generation; the first one compiles where that is asked for."""
         clock = Clock()
         start = timer()
         generate: Any = self.model.generate
-        generate(
-            self.ids,
-            attention_mask=torch.ones_like(self.ids),
-            generation_config=self.how,
-            streamer=clock,
-        )
+        with compilation():
+            generate(
+                self.ids,
+                attention_mask=torch.ones_like(self.ids),
+                generation_config=self.how,
+                streamer=clock,
+            )
         _, first, *rest = clock.times
         if len(rest) != self.options.new_tokens - 1:
             raise UnsupportedError(f"the model gave {len(rest) + 1} tokens; {self.options.new_tokens} were expected")
         return Round(first - start, rest[-1] - first)
 
 
-def timed(runners: Sequence[Runner], rounds: int, progress: Progress | None = None) -> list[list[Round]]:
+def timed(
+    runners: Sequence[Runner], rounds: int, progress: Progress | None = None, name: str = "models"
+) -> list[list[Round]]:
     """What each runner took in each round, after the warm-up; the order is turned round every time."""
-    progress = progress or Silent()
-    progress.stage("speed", rounds)
-    found: list[list[Round]] = [[] for _ in runners]
-    for number in range(-WARM_UP, rounds):
-        order = range(len(runners)) if number % 2 else reversed(range(len(runners)))
-        gc.collect()
-        for place in order:
-            measured = runners[place].run()
-            if number >= 0:
-                found[place].append(measured)
-        if number >= 0:
-            progress.step()
+    found: list[list[Round]] = []
+    gc.collect()
+    gc.freeze()  # what is there now need not be searched again before each round
+    try:
+        for stage, count in ((f"warm-up of {name}", WARM_UP), (f"speed of {name}", rounds)):
+            (progress or Silent()).stage(stage, count)
+            found = [[] for _ in runners]
+            for number in range(count):
+                gc.collect()
+                for place in range(len(runners)) if number % 2 else reversed(range(len(runners))):
+                    found[place].append(runners[place].run())
+                (progress or Silent()).step()
+    finally:
+        gc.unfreeze()
     return found
 
 

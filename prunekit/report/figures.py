@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunekit.evaluate.rows import Row
+from prunekit.evaluate.rows import Rate, Row
 from prunekit.manifest import Manifest
 from prunekit.report import svg
 from prunekit.report.content import Figure, Table
 from prunekit.runs import Run
-from prunekit.words import number, percent, plural
+from prunekit.words import interval, multiple, number, percent, plural
 
 SPECTRA = "spectra"  # in a plan's evidence: `prunekit.spectra.sketch`
 MOST_CURVES = 200
@@ -118,17 +118,29 @@ def _accuracies(rows: Sequence[Row]) -> list[Figure]:
 
 
 def _speeds(rows: Sequence[Row]) -> list[Figure]:
+    """Relative to the baseline, where there is one: models are timed one after another, and ratios compare them."""
     figures: list[Figure] = []
     for title, name in (("Decoding", "decode"), ("Prefill", "prefill")):
         found = [(row, getattr(row.speed, name)) for row in rows if row.speed]
-        bars = [
-            svg.Bar(row.model, rate.value, f"{number(rate.value)} tokens/s", rate.low, rate.high, row.baseline)
-            for row, rate in found
-        ]
+        compared = any(row.baseline for row, _ in found)
+        bars = [_relative(row, rate) if compared else _absolute(row, rate) for row, rate in found]
         if bars:
-            summary = "Longer is better; the thin line joins the quartiles. "
-            figures.append(Figure(f"{title}, in tokens per second", svg.named_bars(bars), summary + _read_out(bars)))
+            unit = "speed relative to the baseline" if compared else "in tokens per second"
+            line = "is the 95 % interval" if compared else "joins the quartiles"
+            summary = f"Longer is better; the thin line {line}. {_read_out(bars)}"
+            figures.append(Figure(f"{title}, {unit}", svg.named_bars(bars), summary))
     return figures
+
+
+def _relative(row: Row, rate: Rate) -> svg.Bar:
+    if row.baseline or rate.ratio is None:
+        return svg.Bar(row.model, 1.0, "x 1", reference=row.baseline)
+    shown = f"{multiple(rate.ratio)} ({interval(rate.ratio_low, rate.ratio_high)})"
+    return svg.Bar(row.model, rate.ratio, shown, rate.ratio_low, rate.ratio_high)
+
+
+def _absolute(row: Row, rate: Rate) -> svg.Bar:
+    return svg.Bar(row.model, rate.value, f"{number(rate.value)} tokens/s", rate.low, rate.high)
 
 
 def _read_out(bars: Sequence[svg.Bar]) -> str:
@@ -142,11 +154,10 @@ WORK = ("Quality against work", "operations per token, relative to the dense mod
 
 def of_runs(runs: Sequence[Run], baseline: Row | None = None) -> list[Figure]:
     """Quality against size, and against speed, or where nothing was timed against the counted work per token."""
-    timed = any(run.speed is not None for run in runs)
     size = baseline and baseline.size.stored_bytes.value / 1e6
     found = [_picture(runs, "size", [run.stored_bytes / 1e6 for run in runs], size, *SIZE)]
-    if timed:
-        found.append(_picture(runs, "speed", [run.speed for run in runs], 1.0, *SPEED))
+    if any(run.timing for run in runs):
+        found.append(_picture(runs, "speed", [run.timing and run.timing.ratio for run in runs], 1.0, *SPEED))
     else:
         found.append(_picture(runs, "speed", [run.work_ratio for run in runs], 1.0, *WORK))
     return [figure for figure in found if figure]
@@ -161,18 +172,21 @@ def _picture(
     across: str,
     better: str,
 ) -> Figure | None:
-    """Points are numbered as in the table."""
+    """Points are numbered as in the table; timed ones have their interval."""
     points: list[svg.Point] = []
     for place, (run, x) in enumerate(zip(runs, costs, strict=True), 1):
-        y = run.quality
+        y, timing = run.quality, run.timing if title == SPEED[0] else None
         if x is not None and isinstance(y, int | float) and math.isfinite(y):
-            points.append(svg.Point(str(place), x, y, kind in run.fronts))
+            ends = (timing.ratio_low, timing.ratio_high) if timing else (None, None)
+            points.append(svg.Point(str(place), x, y, kind in run.fronts, False, *ends))
     if not points:
         return None
     if dense is not None:
         points.append(svg.Point("dense", dense, 1.0, reference=True))
     best = [f"{place} {run.name}" for place, run in enumerate(runs, 1) if kind in run.fronts]
     summary = f"Lower and {better} is better. No other run is better in both than {', '.join(best)}."
+    if title == SPEED[0]:
+        summary += " The thin line is the 95 % interval; a speed whose interval holds 1 counts as 1."
     return Figure(title, svg.scatter(points, across, "perplexity, relative to the dense model"), summary)
 
 

@@ -7,7 +7,7 @@ from prunekit.evaluate.rows import Count, Evaluation, Row
 from prunekit.report.content import Passage, Report, Section, Table
 from prunekit.report.figures import of_rows
 from prunekit.report.of_run import gates, sample
-from prunekit.words import change, listed, megabytes, number, percent
+from prunekit.words import change, interval, listed, megabytes, number, percent, plural
 
 if TYPE_CHECKING:
     from prunekit.evaluate.continuation import Continuation
@@ -118,16 +118,16 @@ def _speeds(rows: Sequence[Row]) -> Table:
 def _times(rate: Any) -> tuple[str, str]:
     if rate.ratio is None:
         return "-", "-"
-    interval = f"{rate.ratio_low:.2f} to {rate.ratio_high:.2f}" if rate.ratio_low is not None else "-"
-    return f"{rate.ratio:.2f}", interval
+    return f"{rate.ratio:.2f}", interval(rate.ratio_low, rate.ratio_high)
 
 
 def _conditions(rows: Sequence[Row]) -> str:
-    speed = next((row.speed for row in rows if row.speed), None)
+    speed = next((row.speed for row in reversed(rows) if row.speed), None)  # the baseline's has the rounds of all
     if speed is None:
         return "Speed"
     size = f"batch {speed.batch_size}, {speed.prompt_tokens} prompt tokens, {speed.new_tokens} new tokens"
-    return f"Speed on {speed.device} in {speed.dtype}, {speed.threads} threads: {size}, median of {speed.rounds} rounds"
+    how = f"in {speed.dtype}, {plural(speed.threads, 'thread')}{', compiled' if speed.compiled else ''}"
+    return f"Speed on {speed.device} {how}: {size}, median of {speed.rounds} rounds"
 
 
 def _sizes(rows: Sequence[Row]) -> Table:

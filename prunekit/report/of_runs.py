@@ -9,9 +9,11 @@ from prunekit.report.of_evaluation import tables
 from prunekit.report.of_run import gates
 from prunekit.runs import Run, Runs
 from prunekit.sweep import Sweep
-from prunekit.words import change, listed, megabytes, number, percent, plural
+from prunekit.words import change, interval, listed, megabytes, multiple, number, percent, plural
 
-NUMBERS = frozenset({"ratio", "parameters", "size", "blocks", "zeros", "perplexity", "to dense", "work", "speed"})
+NUMBERS = frozenset({"ratio", "parameters", "size", "blocks", "zeros", "perplexity", "to dense", "work", "speed"}) | {
+    "95 % interval"
+}
 
 
 def of_sweep(done: Sweep, command: str) -> Report:
@@ -81,7 +83,7 @@ def _cells(place: int, run: Run, worst: float) -> dict[str, Cell]:
     value, ratio = (last.value, last.ratio) if last else (None, None)
     if last is None and run.perplexity:
         value, ratio = run.perplexity.after, run.perplexity.ratio
-    quality = run.quality
+    quality, timing = run.quality, run.timing
     return {
         "run": f"{place}. {run.name}",
         "method": run.method if run.method not in run.name else "",
@@ -96,8 +98,9 @@ def _cells(place: int, run: Run, worst: float) -> dict[str, Cell]:
         "zeros": percent(run.sparsity) if run.sparsity else "",
         "perplexity": "-" if value is None else number(value),
         "to dense": change(ratio),
-        "perplexity, drawn": float(quality) / worst if isinstance(quality, int | float) else "",
+        "drawn": float(quality) / worst if isinstance(quality, int | float) else "",
         "work": change(run.work_ratio),
-        "speed": "-" if run.speed is None else f"{run.speed:.2f} x",
-        "best for": listed(list(run.fronts)),
+        "speed": multiple(timing.ratio) if timing else "-",
+        "95 % interval": interval(timing.ratio_low, timing.ratio_high) if timing else "-",
+        "best for": ", ".join(run.fronts),
     }

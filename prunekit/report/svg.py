@@ -38,13 +38,15 @@ class Bar:
 
 @dataclass(frozen=True)
 class Point:
-    """A point with a short label; those on the front are joined by a line."""
+    """A point with a short label; `low` and `high` end its interval across, those on the front are joined by a line."""
 
     label: str
     x: float
     y: float
     front: bool = False
     reference: bool = False
+    low: float | None = None
+    high: float | None = None
 
 
 def block_bars(values: Sequence[float], labels: Sequence[int], struck: Sequence[int], unit: str = "") -> Drawing:
@@ -127,19 +129,24 @@ def scatter(points: Sequence[Point], across: str, upward: str, unit: Callable[[f
     """Points with labels; those on the front are filled and joined, what they are compared with is a diamond."""
     height = 250.0
     foot = height - BOTTOM - 6
-    xs, ys = _Scale.around([point.x for point in points]), _Scale.around([point.y for point in points])
+    ends = [end for point in points for end in (point.x, point.low, point.high) if end is not None]
+    xs, ys = _Scale.around(ends), _Scale.around([point.y for point in points])
+
+    def along(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT - 24) * xs(value)
 
     def place(point: Point) -> tuple[float, float]:
-        return LEFT + (WIDTH - LEFT - RIGHT - 24) * xs(point.x), _up(ys(point.y), foot)
+        return along(point.x), _up(ys(point.y), foot)
 
     parts = [*_value_axis(ys, foot, "")]
-    parts += [
-        _text(LEFT + (WIDTH - LEFT - RIGHT - 24) * xs(value), foot + 14, unit(value), "tick", "middle")
-        for value in xs.ticks()
-    ]
+    parts += [_text(along(value), foot + 14, unit(value), "tick", "middle") for value in xs.ticks()]
     front = sorted(place(point) for point in points if point.front)
     if len(front) > 1:
         parts.append(Markup('<path class="front" d="M{}"/>').format("L".join(f"{x:.1f} {y:.1f}" for x, y in front)))
+    for point in points:
+        if point.low is not None and point.high is not None:
+            line = '<path class="interval" d="M{0:.1f} {2:.1f}v6m0 -3H{1:.1f}m0 -3v6"/>'
+            parts.append(Markup(line).format(along(point.low), along(point.high), place(point)[1] - 3))
     for point in points:
         x, y = place(point)
         if point.reference:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from prunekit.evaluate import session
+
 from .conftest import Run
 
 MEASURE = ("--protocol", "llm-pruner", "--windows", "2")
@@ -54,9 +56,12 @@ def test_a_dense_model_whose_place_is_unknown_is_asked_for(run: Run, runs: list[
     assert run("compare", *runs, "--ppl", "text.txt", *MEASURE, "--baseline", "elsewhere").exit_code == 0
 
 
-def test_speed_has_its_own_front_and_column(run: Run, runs: list[str]) -> None:
-    words = ("--speed", "--rounds", "6", "--prompt-tokens", "8", "--new-tokens", "2")
-    found = json.loads(run("compare", *runs, *words, "--json").stdout)
+def test_speed_has_its_own_front_and_columns(run: Run, runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "peak_memory", lambda *_: 1000)  # takes a process for each model
+    words = ("--speed", "--rounds", "6", "--prompt-tokens", "8", "--new-tokens", "2", "--report", "found.json")
+    head = run("compare", *runs, *words).stdout.splitlines()[0]
+    assert head.split()[-5:] == "speed 95 % interval best".split()
+    found = json.loads(Path("found.json").read_text())
     speeds = [row["measured"]["speed"]["decode"]["ratio"] for row in found["runs"]]
     assert all(speed > 0 for speed in speeds)
     assert any("speed" in row["fronts"] for row in found["runs"])

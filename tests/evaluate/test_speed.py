@@ -12,6 +12,7 @@ import torch
 from prunekit import assessment
 from prunekit.checkpoint import Checkpoint
 from prunekit.errors import UsageError
+from prunekit.evaluate import session
 from prunekit.evaluate import speed as module
 from prunekit.evaluate.memory import peak_memory
 from prunekit.evaluate.speed import Place, Round, Runner, SpeedOptions, beside, flops_per_token, summary, timed
@@ -135,7 +136,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own(tiny_llama: Model) -> None:
 
 
 def test_rows_hold_speeds_and_ratios_of_two_models(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assessment, "peak_memory", lambda *_: 1000)
+    monkeypatch.setattr(session, "peak_memory", lambda *_: 1000)
     dense, shallow = str(tiny_llama(name="dense")), str(tiny_llama(name="shallow", num_hidden_layers=2))
     done = assessment.evaluate([shallow], baseline=dense, texts=assessment.Texts(["none"]), speed=SHORT)
     first, second = (row.speed for row in done.models)

@@ -106,6 +106,15 @@ def test_the_pictures_of_runs_mark_the_front_and_the_dense_model(made: Made) -> 
     assert "Quality against speed" in page.all("main")[0].text
 
 
+def test_speeds_are_drawn_as_multiples_with_their_interval(made: Made) -> None:
+    page = check(html(made("compare")))
+    figure = next(each for each in page.all("figure") if "Decoding, speed relative to the baseline" in each.text)
+    assert "dense x 1" in figure.text and "x 1.20 (1.20 to 1.20)" in figure.text
+    assert "tokens/s" not in figure.text
+    picture = next(each for each in page.all("figure") if "Quality against speed" in each.text)
+    assert "a speed whose interval holds 1 counts as 1" in picture.text
+
+
 def test_letters_and_drawings_stand_out_in_light_and_dark(made: Made) -> None:
     style = check(html(made("eval"))).all("style")[0].text
     for name, found in colours(style).items():
