@@ -4,7 +4,7 @@ What is measured of one run is kept in a folder, if there is one, and not measur
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -85,15 +85,11 @@ class Survey:
 
     def _measured(self, questions: Questions) -> Answers:
         """The rows of all runs, beside their one dense model; raises UsageError where there are several."""
-        if len(sources := sorted(set(self.dense.values()))) > 1:
-            raise UsageError(
-                f"the runs pruned {len(sources)} models, {', '.join(sources)}, and are measured beside one",
-                hint="compare those of one model, or name one with --baseline",
-            )
+        dense = the_one(self.dense.values())
         names = {str(folder): name for name, folder in self.folders.items()}
         rows = evaluate(
             list(names),
-            baseline=sources[0],
+            baseline=dense,
             texts=questions.texts or Texts((NO_SET,)),
             tasks=questions.tasks,
             speed=questions.speed,
@@ -124,6 +120,16 @@ class Survey:
             if before and after:
                 found[name] = after / before
         return found
+
+
+def the_one(dense: Iterable[str]) -> str:
+    """The one dense model of all runs, beside which they are measured; raises UsageError where there are several."""
+    if len(several := sorted(set(dense))) > 1:
+        raise UsageError(
+            f"the runs pruned {len(several)} models, {', '.join(several)}, and are measured beside one",
+            hint="compare those of one model, or name one with --baseline",
+        )
+    return several[0]
 
 
 def dense_of(folders: Mapping[str, Path], baseline: str | None) -> dict[str, str]:

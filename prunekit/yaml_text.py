@@ -8,9 +8,11 @@ import re
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from prunekit.errors import RecipeError
 
+DEEPEST = 50  # lists and mappings within each other
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
@@ -18,6 +20,16 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the plain values of YAML 1.2's core schema."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own interface)
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node with all that is in it, which PyYAML composes by recursion, however deep that goes."""
+        if self.depth == DEEPEST:
+            raise ComposerError(None, None, "nested too deeply", self.peek_event().start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 for _tag, _pattern, _first in (
@@ -58,8 +70,6 @@ def parse(text: str, *, name: str) -> Any:
         raise RecipeError(f"{_place(name, error.problem_mark)}: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{name} is not YAML: {str(error).splitlines()[0]}") from error
-    except RecursionError as error:
-        raise RecipeError(f"{name} is nested too deeply") from error
 
 
 def _check(node: yaml.Node, name: str, above: list[yaml.Node], done: set[int]) -> None:

@@ -10,8 +10,9 @@ from prunekit import registry
 from prunekit.contract import Method
 
 METHODS, ALLOCATORS = registry.names("method"), registry.names("allocator")
-OPTIONS = {  # what a method cannot do without, or is too slow without
+OPTIONS = {  # what a plug-in cannot do without, or is too slow without
     "layers": {"blocks": "1"},
+    "measured": {"rounds": 1, "samples": 2},
     "trsp": {"gate_steps": 3, "epochs": 2, "batch": 2, "hold_out": 0.3},
 }
 Model = Callable[..., Path]
@@ -87,7 +88,8 @@ def test_the_export_of_a_method_loads_by_plain_from_pretrained(
 @each_allocator
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.7])
 def test_a_budget_covers_all_linears_and_meets_the_mean(name: str, ratio: float, tiny_llama: Model) -> None:
-    checks.check_allocates(registry.load(name, "allocator")(), tiny_llama(), ratio)
+    allocator = registry.load(name, "allocator").model_validate(OPTIONS.get(name, {}))
+    checks.check_allocates(allocator, tiny_llama(), ratio)
 
 
 def test_the_checks_fail_for_a_method_that_breaks_the_contract(tiny_llama: Model, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,3 +185,13 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def test_that_cells_of_two_models_cannot_be_measured_beside_one_is_said_before_any_is_run(
+    server: Server, inputs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(inputs / "source", tmp_path / "other")
+    (tmp_path / "grid.yaml").write_text(f"model: [{inputs / 'source'}, other]\n{RECIPE}")
+    ended = server.run("sweep", "grid.yaml", "--speed", "-o", "out", cwd=tmp_path)
+    assert ended.code == 2 and "the runs pruned 2 models" in ended.stderr
+    assert not (tmp_path / "out").exists()

@@ -42,7 +42,8 @@ def test_plain_values_are_those_of_yaml_1_2(text: str, value: Any) -> None:
         ("? [1]\n: 2", "a name was expected"),
         ("--- 1\n--- 2", "another document"),
         ("a: \x00", "r.yaml is not YAML"),
-        ("[" * 600, "nested too deeply"),
+        ("[" * 60, "line 1: nested too deeply"),
+        ("[" * 100_000, "line 1: nested too deeply"),
     ],
 )
 def test_anything_but_plain_data_is_refused_with_its_place(text: str, said: str) -> None:

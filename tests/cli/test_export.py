@@ -1,6 +1,7 @@
 """`prunekit export`: a finished run in another layout, and back to the byte; what cannot be is refused in words."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,20 +18,23 @@ SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 NARROW = ["-m", "comp", "-r", "0.3", "--samples", 4, "--seq-len", 32, "--no-eval-quick", "--width-multiple", 4]
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text("The cat sat on the mat, and the dog sat on the log.\n" * 40)
-    return path
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of `unequal` is, once it was made."""
+    return tmp_path_factory.mktemp("unequal") / "out"
 
 
 @pytest.fixture
-def unequal(run: Run, tiny_llama: Model, text: Path, tmp_path: Path) -> Path:
-    """A run in layout per-layer."""
-    out = tmp_path / "unequal"
-    ended = run("prune", tiny_llama(), *NARROW, "--calib", text, "--layout", "per-layer", "-o", out, "-q")
-    assert ended.exit_code == 0, ended.stderr
-    return out
+def unequal(kept: Path, run: Run, tiny_llama: Model, tmp_path: Path) -> Path:
+    """A run in layout per-layer: a copy of one that all tests share."""
+    if not kept.exists():
+        text = tmp_path / "text.txt"
+        text.write_text("The cat sat on the mat, and the dog sat on the log.\n" * 40)
+        words = (*NARROW, "--calib", text, "--layout", "per-layer", "--verify", "off", "-q")
+        ended = run("prune", tiny_llama(), *words, "-o", kept)
+        assert ended.exit_code == 0, ended.stderr
+    shutil.copytree(kept, tmp_path / "unequal")
+    return tmp_path / "unequal"
 
 
 def test_from_per_layer_to_padded_and_back_gives_the_same_bytes(run: Run, unequal: Path, tmp_path: Path) -> None:
@@ -71,7 +75,8 @@ def test_a_layout_that_cannot_be_is_refused(layout: str | None, words: str, run:
 
 def test_a_run_that_has_all_its_neurons_has_nothing_to_lay_out(run: Run, tiny_llama: Model, tmp_path: Path) -> None:
     out = tmp_path / "zeros"
-    assert run("prune", tiny_llama(), "-m", "magnitude", "-r", "0.5", "--no-eval-quick", "-o", out, "-q").exit_code == 0
+    words = ("-m", "magnitude", "-r", "0.5", "--no-eval-quick", "--verify", "off", "-q")
+    assert run("prune", tiny_llama(), *words, "-o", out).exit_code == 0
     ended = run("export", out, "--layout", "padded")
     assert ended.exit_code == 2 and "so every layout is the one it has" in ended.stderr
 
@@ -106,11 +111,9 @@ def test_an_interrupted_run_at_the_target_is_never_dropped(run: Run, unequal: Pa
     assert (blocks / "00000.safetensors").read_bytes() == b"hours of work"
 
 
-def test_a_folder_per_layer_that_was_pruned_again_can_still_be_padded(
-    run: Run, unequal: Path, text: Path, tmp_path: Path
-) -> None:
+def test_a_folder_per_layer_that_was_pruned_again_can_still_be_padded(run: Run, unequal: Path, tmp_path: Path) -> None:
     again, padded = tmp_path / "again", tmp_path / "padded"
-    words = ("-m", "magnitude", "-r", "0.5", "--no-eval-quick", "-q", "-o", again)
+    words = ("-m", "magnitude", "-r", "0.5", "--no-eval-quick", "--verify", "off", "-q", "-o", again)
     assert run("prune", unequal, *words).exit_code == 0
     assert "trust_remote_code=True" in (again / "README.md").read_text()
     assert run("export", again, "--layout", "padded", "-o", padded, "-q").exit_code == 0

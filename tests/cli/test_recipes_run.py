@@ -23,7 +23,7 @@ def test_a_recipe_runs_and_what_it_writes_loads(
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text("The cat sat on the mat, and the dog sat on the log.\n" * 40)
     recipe, _ = build(file=path, complete=False)
-    depth = LLAMA_2_7B if recipe.method == "layers" else 12
+    depth = {"layers": LLAMA_2_7B, "trsp": 12}.get(recipe.method, 6)
     small = [] if recipe.method == "layers" else ["--calib", text, "--samples", 4, "--seq-len", 32]
     source = tiny_llama(num_hidden_layers=depth, hidden_size=16, intermediate_size=32)
     quick = ["--no-eval-quick", "--verify", "off", "--quiet"]

@@ -152,9 +152,8 @@ def test_the_questions_of_the_sample_can_be_answered_from_the_text_alone() -> No
 
 
 @needs_lm_eval
-@pytest.mark.parametrize("layout", ["uniform", "per-layer"])
 def test_a_narrower_model_scores_the_same_through_lm_evals_own_loader_and_through_prunekit(
-    layout: str, shared_data: Path, tmp_path: Path
+    shared_data: Path, tmp_path: Path
 ) -> None:
     from lm_eval import simple_evaluate
 
@@ -169,19 +168,19 @@ def test_a_narrower_model_scores_the_same_through_lm_evals_own_loader_and_throug
         "model": str(shared_data / "models" / "stories260K"),
         "method": "comp",
         "ratio": 0.2,
-        "layout": layout,
+        "layout": "per-layer",
         "calibration": {"source": str(text), "samples": 2, "seq_len": 64},
         "evaluation": {"quick": False},
     }
     done = prune(Recipe.model_validate(settings), tmp_path / "out")
-    assert len(set(done.widths)) == (1 if layout == "uniform" else 2) or layout == "per-layer"
+    assert len(set(done.widths)) > 1
     files = write_tasks(tmp_path, shared_data / "tasks", tmp_path / "c")[:1]
     (row,) = assessment.evaluate(
         [done.output], texts=NO_TEXT, tasks=TaskOptions(files, limit=LIMIT), device="cpu"
     ).models
     direct: Any = simple_evaluate(
         model="hf",
-        model_args={"pretrained": done.output, "dtype": "float32", "trust_remote_code": layout == "per-layer"},
+        model_args={"pretrained": done.output, "dtype": "float32", "trust_remote_code": True},
         tasks=files,
         limit=LIMIT,
         device="cpu",
