@@ -57,7 +57,7 @@ def sentence(manifest: Manifest) -> str:
     if result.widths:
         parts.append(f"left {span(result.widths)} neurons in each of the decoder blocks")
     allocator = manifest.recipe.get("allocator", "uniform")
-    who = plan.method if allocator == "uniform" else f"{plan.method} with the sparsities of {allocator}"
+    who = plan.method if allocator == "uniform" else f"{plan.method} (allocator {allocator})"
     text = f"Of {manifest.source.spec}, {who} {listed(parts) or 'rewrote the weights'}"
     text += f", which leaves {result.parameters:,} parameters ({percent(lost)} less)" if lost > 0 else ""
     found = manifest.perplexity

@@ -62,7 +62,7 @@ def test_the_spectra_that_an_allocator_computed_are_drawn(run: Run, model: str) 
     page = check(read("out.html"))
     text = page.all("body")[0].text
     assert "Alpha peak per block" in text and "one line for each of 28 matrices" in text
-    assert "magnitude with the sparsities of alphapruning" in text
+    assert "magnitude (allocator alphapruning)" in text
 
 
 def test_json_is_what_the_command_prints(run: Run, model: str) -> None:
