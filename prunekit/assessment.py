@@ -158,7 +158,7 @@ def _scores(one: Candidate, tasks: Tasks, opener: Opener) -> tuple[Accuracy, ...
             progress=opener.progress,
         )
 
-    depends = {"options": repr(tasks.options), "where": computed_on(where.device, where.dtype)}
+    depends = {"tasks": tasks.identity, "where": computed_on(where.device, where.dtype)}
     return opener.shelf.figure(Label("tasks", (one.spec,), depends), tuple[Accuracy, ...], measure)
 
 

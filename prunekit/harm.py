@@ -4,6 +4,7 @@ One pass serves all trials: where the stream of the pruned model meets the place
 no block before that place is run again.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +24,7 @@ from prunekit.walk import LoadedLinear, Stream, Visit, grouped, split, survey, w
 Score = Literal["magnitude", "wanda", "sparsegpt"]
 SCORES: tuple[Score, ...] = get_args(Score)
 Cut = Callable[[float], Tensor]  # a sparsity -> what is left of a weight, (outputs, inputs)
-LOT = 16  # trials that are measured together at least, however little memory there is for their hidden states
+LOT = 8  # trials that are measured together at least, however little memory there is for their hidden states
 DAMPENING, COLUMNS = 0.01, 128  # SparseGPT's own
 
 
@@ -61,7 +62,7 @@ class Laboratory:
         for visit in survey(self.ctx, STATISTICS[self.score], stream):
             cut(visit, self.score, budget)
         self.forwards += 2 * len(self.ctx.model.kept)
-        return mean_loss(stream.logits(), self.ids)
+        return or_inf(mean_loss(stream.logits(), self.ids))
 
     @torch.no_grad()
     def losses(self, trials: Sequence[Trial], budget: Budget) -> list[float]:
@@ -80,7 +81,7 @@ class Laboratory:
                 for trial, found in self._branch(group, lot, budget).items():
                     totals[trial] += found
             self.forwards += self._blocks_run(lot)
-        return [totals[trial] / (self.ids.shape[0] * (self.ids.shape[1] - 1)) for trial in trials]
+        return [or_inf(totals[trial] / (self.ids.shape[0] * (self.ids.shape[1] - 1))) for trial in trials]
 
     def _blocks_run(self, trials: Sequence[Trial]) -> int:
         """Two passes, and for each trial the blocks from its own on."""
@@ -113,6 +114,11 @@ class Laboratory:
     def _run(self, stream: Stream, visit: Visit[Statistics], states: Sequence[Tensor]) -> list[Tensor]:
         module = self.ctx.model.stack[visit.block.index]
         return [stream.run(module, visit.block, batch, state).cpu() for batch, state in enumerate(states)]
+
+
+def or_inf(loss: float) -> float:
+    """A loss that is no number is that of a ruined model."""
+    return math.inf if math.isnan(loss) else loss
 
 
 def cut(visit: Visit[Statistics], score: Score, budget: Budget) -> dict[str, Cut]:

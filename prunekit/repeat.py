@@ -118,6 +118,6 @@ def compared(folder: Path, manifest: Manifest, again: Path) -> Repeat:
 
 
 def _recorded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What a run decided and measured: the plan without the recipe in it, which is compared on its own."""
-    plan = {key: value for key, value in manifest["plan"].items() if key not in ("recipe", "source")}
+    """What a run decided and measured: of the plan neither the recipe, compared on its own, nor the evidence."""
+    plan = {key: value for key, value in manifest["plan"].items() if key not in ("recipe", "source", "evidence")}
     return {key: manifest[key] for key in RECORD} | {"plan": plan}

@@ -19,7 +19,7 @@ from prunekit.structure import Linear
 from prunekit.tails import EXPONENTS, LowerBound, Metric, measure
 
 VERSION = 1  # of how eigenvalues are computed
-SKETCHED = 16  # eigenvalues of a matrix in a sketch, which is for people
+SKETCHED, DRAWN = 16, 300  # eigenvalues of a matrix in a sketch, which is for people, and matrices
 FITTED = ("alpha_peak", *EXPONENTS)  # metrics that are exponents
 
 
@@ -96,8 +96,11 @@ def _digest(model: PrunableModel, name: str) -> str:
 
 
 def sketch(found: Sequence[Spectrum]) -> dict[str, list[float]]:
-    """Linear path -> a few eigenvalues, the largest first, at ranks that are evenly spaced on a logarithmic scale."""
-    return {spectrum.linear.path: _sketched(spectrum.values) for spectrum in found}
+    """Linear path -> a few eigenvalues, the largest first, at ranks that are evenly spaced on a logarithmic scale.
+
+    Between ranks they are interpolated. Of more than DRAWN matrices only every second, third ... is taken.
+    """
+    return {spectrum.linear.path: _sketched(spectrum.values) for spectrum in found[:: -(-len(found) // DRAWN) or 1]}
 
 
 def _sketched(values: Tensor) -> list[float]:

@@ -20,6 +20,7 @@ from prunekit.evaluate.session import flops_of
 from prunekit.evaluate.shelf import Shelf
 from prunekit.evaluate.speed import SpeedOptions
 from prunekit.evaluate.tasks import TaskOptions
+from prunekit.job import versions
 from prunekit.locate import locate
 from prunekit.manifest import MANIFEST, Manifest
 from prunekit.plan import Frozen
@@ -81,7 +82,7 @@ class Survey:
         for name, folder in self.folders.items():
             models[str(folder)] = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
             models[self.dense[name]] = token_cache.key(files=dict(Manifest.read(folder).source.files))
-        return Shelf(self.keep, models)
+        return Shelf(self.keep, models, versions())
 
     def _measured(self, questions: Questions) -> Answers:
         """The rows of all runs, beside their one dense model; raises UsageError where there are several."""
@@ -126,8 +127,8 @@ def the_one(dense: Iterable[str]) -> str:
     """The one dense model of all runs, beside which they are measured; raises UsageError where there are several."""
     if len(several := sorted(set(dense))) > 1:
         raise UsageError(
-            f"the runs pruned {len(several)} models, {', '.join(several)}, and are measured beside one",
-            hint="compare those of one model, or name one with --baseline",
+            f"runs that pruned {len(several)} models, {', '.join(several)}, cannot be measured beside one",
+            hint="measure those of one model at a time; prunekit compare takes --baseline",
         )
     return several[0]
 

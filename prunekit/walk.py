@@ -6,6 +6,7 @@ and the hidden states, whatever the depth of the model. Blocks that an interrupt
 again.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -246,10 +247,12 @@ def waiting(each: int) -> int:
 def grouped(batches: Sequence[T], each: int, resident: bool) -> list[Sequence[T]]:
     """Batches in groups whose hidden states, so many bytes `each`, fit WAITING_BYTES, or one by one.
 
-    Each group reads the blocks anew. Of a resident model none is read, so nothing need wait for others.
+    Each group reads the blocks anew. Of a resident model none is read, so nothing need wait for others. Groups are as
+    equal as can be.
     """
-    count = 1 if resident else max(1, waiting(each))
-    return [batches[start : start + count] for start in range(0, len(batches), count)]
+    most = 1 if resident else max(1, waiting(each))
+    size = math.ceil(len(batches) / max(1, math.ceil(len(batches) / most))) or 1
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
 def default_batch_size(seq_len: int) -> int:

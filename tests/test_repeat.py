@@ -94,6 +94,9 @@ def test_a_manifest_without_its_weights_compares_the_records(call: Call, first: 
     (first / WEIGHTS).unlink()
     ended = call("prune", "--from", "first", "-o", "second")
     assert ended.code == 0 and "not compared: none lie beside the manifest" in ended.stderr
+    plan = json.loads((first / MANIFEST).read_text())["plan"]
+    edit(first / MANIFEST, plan=plan | {"evidence": {"of": "another version"}})
+    assert call("prune", "--from", "first", "-o", "again").code == 0
     result = json.loads((first / MANIFEST).read_text())["result"]
     edit(first / MANIFEST, result=result | {"zeros": 1})
     ended = call("prune", "--from", "first", "-o", "third")

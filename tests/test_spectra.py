@@ -57,6 +57,16 @@ def test_a_sketch_goes_from_the_largest_eigenvalue_to_the_smallest_and_is_short(
         assert second == pytest.approx(at, rel=1e-3)
 
 
+def test_of_many_matrices_a_sketch_takes_some_through_the_whole_depth(
+    tiny_llama: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectra, "DRAWN", 12)
+    found = list(spectra.spectra(opened(tiny_llama())))  # 4 blocks of 7
+    drawn = list(spectra.sketch(found))
+    assert drawn == [spectrum.linear.path for spectrum in found[::3]] and len(drawn) == 10
+    assert spectra.sketch([]) == {}
+
+
 def test_a_second_run_computes_nothing(tiny_llama: Make, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     model = opened(tiny_llama())
     first = [spectrum.values for spectrum in spectra.spectra(model)]

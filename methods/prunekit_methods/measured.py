@@ -116,6 +116,8 @@ class Search:
 
     def step(self, reach: float) -> None:
         """Measure a curve per place around the best allocation, and go where they point if that is better."""
+        if self.best == math.inf:  # the model is ruined, and nothing points anywhere
+            return
         curves = [smoothed(curve) for curve in self._curves(reach)]
         goal = cheapest(curves, self.sizes, self.sparsity)
         ways = [[now + step * (then - now) for now, then in zip(self.levels, goal, strict=True)] for step in STEPS]
@@ -134,7 +136,8 @@ class Search:
         curves = [{level: self.best} for level in self.levels]
         losses = self.lab.losses(list(trials), self.budget(self.levels))
         for (trial, number), loss in zip(trials.items(), losses, strict=True):
-            curves[number][trial.sparsity] = loss
+            if loss < math.inf:
+                curves[number][trial.sparsity] = loss
         self.lab.ctx.progress.step(f"{len(trials)} trials within {reach:g}")
         return curves
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from prunekit.errors import UnsupportedError, UsageError
 
@@ -21,10 +21,14 @@ def refuse_without_compiler(device: torch.device) -> None:
 
 @contextmanager
 def compilation() -> Iterator[None]:
-    """Raise UsageError where torch.compile finds no compiler, UnsupportedError where it fails in another way."""
+    """Raise UsageError where torch.compile finds no compiler, UnsupportedError where it fails in another way.
+
+    One of these ways is that it has compiled too often, after which it would run what is not compiled, and not say so.
+    """
     try:
-        yield
-    except TorchDynamoException as error:
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            yield
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         said = str(error).strip().splitlines()[0]
         if "compiler" in said and ("No working" in said or "Failed to find" in said):
             raise UsageError(

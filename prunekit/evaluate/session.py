@@ -5,9 +5,12 @@ after it: it is kept, and one that was broken off is timed anew. Seconds of two 
 since the machine may have been busier in one of them. The baseline's own are over the rounds of all sessions.
 """
 
+import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+
+import torch
 
 from prunekit.checkpoint import Checkpoint
 from prunekit.compute import computed_on
@@ -69,6 +72,8 @@ class Sessions:
         return self.shelf.figure(self._label(one), Session, lambda: self._timed(one))
 
     def _timed(self, one: Subject) -> Session:
+        torch.compiler.reset()  # what a former session compiled counts towards a limit; the warm-up compiles anew
+        gc.collect()  # a compiled model is in a cycle with itself
         mine = Runner.load(one.checkpoint, self.options, one.place)
         if self._runner is None:
             return None, timed([mine], self.options.rounds, self.progress, one.spec)[0]

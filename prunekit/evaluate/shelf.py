@@ -1,11 +1,12 @@
-"""Figures that take long to measure, kept in a folder as JSON: each under a hash of all that decides it."""
+"""Figures that take long to measure, kept in a folder as JSON: each under a hash of what decides it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from prunekit import token_cache
 from prunekit.staging import storage_errors, write_atomically
@@ -22,10 +23,14 @@ class Label:
 
 @dataclass(frozen=True)
 class Shelf:
-    """A folder of figures, none by default; `models` says by a hash what stands under the name of a model."""
+    """A folder of figures, none by default; `models` says by a hash what stands under the name of a model.
+
+    `versions` are those of the libraries, on which every figure depends.
+    """
 
     folder: Path | None = None
     models: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def holds(self, label: Label) -> bool:
         """Whether the figure was kept."""
@@ -36,7 +41,8 @@ class Shelf:
         """A figure of type `form`, from its file or else as it is measured now; None, a failure, is not kept."""
         path, adapter = self._path(label), TypeAdapter[Any](form)
         if path and path.is_file():
-            return adapter.validate_json(path.read_bytes())
+            with suppress(ValidationError):  # a damaged file counts as absent
+                return adapter.validate_json(path.read_bytes())
         found = measure()
         if path and found is not None:
             with storage_errors(path):
@@ -48,4 +54,5 @@ class Shelf:
         if self.folder is None:
             return None
         models = [self.models[name] for name in label.models]
-        return self.folder / f"{label.kind}-{token_cache.key(models=models, depends=dict(label.depends))[:16]}.json"
+        key = token_cache.key(models=models, depends=dict(label.depends), versions=dict(self.versions))
+        return self.folder / f"{label.kind}-{key[:16]}.json"

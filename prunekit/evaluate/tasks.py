@@ -4,10 +4,12 @@ lm-eval does all of it; here it is asked, and what it answers becomes rows.
 """
 
 import difflib
+import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,19 @@ class Tasks:
         _refuse_unknown(specs, manager)
         found = _loaded(specs, manager)
         return cls(options, specs, manager, frozenset(found["tasks"]) | frozenset(found["groups"]))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides a score beside the model: lm-eval, the settings, and the content of task files."""
+        folders = [path for folder in self.options.include for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = [Path(spec) for spec in self.specs if Path(spec).is_file()]
+        return {
+            "lm_eval": version("lm_eval"),
+            "names": [name for name in self.options.names if not Path(name).is_file()],
+            "limit": self.options.limit,
+            "few_shot": self.options.few_shot,
+            "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*files, *folders)],
+        }
 
     def run(
         self,

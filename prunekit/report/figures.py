@@ -12,7 +12,6 @@ from prunekit.runs import Run
 from prunekit.words import interval, multiple, number, percent, plural
 
 SPECTRA = "spectra"  # in a plan's evidence: `prunekit.spectra.sketch`
-MOST_CURVES = 200
 
 
 def of_blocks(manifest: Manifest) -> list[Figure]:
@@ -73,7 +72,7 @@ def _spectra(found: Any) -> list[Figure]:
         for name, values in found.items()
         if isinstance(values, list | tuple)
     }
-    curves = dict([(name, curve) for name, curve in curves.items() if curve][:MOST_CURVES])
+    curves = {name: curve for name, curve in curves.items() if curve}
     if not curves:
         return []
     rows = [[name, f"{curve[0]:.4g}", f"{curve[-1]:.4g}"] for name, curve in curves.items()]
@@ -133,8 +132,8 @@ def _speeds(rows: Sequence[Row]) -> list[Figure]:
 
 
 def _relative(row: Row, rate: Rate) -> svg.Bar:
-    if row.baseline or rate.ratio is None:
-        return svg.Bar(row.model, 1.0, "x 1", reference=row.baseline)
+    if rate.ratio is None:  # of the baseline
+        return svg.Bar(row.model, 1.0, "x 1", reference=True)
     shown = f"{multiple(rate.ratio)} ({interval(rate.ratio_low, rate.ratio_high)})"
     return svg.Bar(row.model, rate.ratio, shown, rate.ratio_low, rate.ratio_high)
 

@@ -10,7 +10,7 @@ from prunekit.manifest import Manifest
 from prunekit.recipe import Recipe
 from prunekit.report.content import Passage, Report, Section, Table
 from prunekit.report.figures import of_blocks
-from prunekit.runs import stored_bytes
+from prunekit.runs import allocated, stored_bytes
 from prunekit.words import change, listed, megabytes, number, percent, plural, span
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def sentence(manifest: Manifest) -> str:
         parts.append(f"set {percent(result.sparsity)} of the weights in the decoder blocks to zero")
     if result.widths:
         parts.append(f"left {span(result.widths)} neurons in each of the decoder blocks")
-    allocator = manifest.recipe.get("allocator", "uniform")
-    who = plan.method if allocator == "uniform" else f"{plan.method} (allocator {allocator})"
+    allocator = allocated(manifest)
+    who = plan.method if allocator in (None, "uniform") else f"{plan.method} (allocator {allocator})"
     text = f"Of {manifest.source.spec}, {who} {listed(parts) or 'rewrote the weights'}"
     text += f", which leaves {result.parameters:,} parameters ({percent(lost)} less)" if lost > 0 else ""
     found = manifest.perplexity

@@ -11,9 +11,9 @@ from prunekit.runs import Run, Runs
 from prunekit.sweep import Sweep
 from prunekit.words import change, interval, listed, megabytes, multiple, number, percent, plural
 
-NUMBERS = frozenset({"ratio", "parameters", "size", "blocks", "zeros", "perplexity", "to dense", "work", "speed"}) | {
-    "95 % interval"
-}
+NUMBERS = frozenset(
+    ("ratio", "parameters", "size", "blocks", "zeros", "perplexity", "to dense", "work", "speed", "95 % interval")
+)
 
 
 def of_sweep(done: Sweep, command: str) -> Report:

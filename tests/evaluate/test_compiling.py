@@ -28,12 +28,25 @@ def test_a_model_that_cannot_be_compiled_is_unsupported() -> None:
     assert found.value.hint == "leave --compile out"
 
 
+def test_what_was_compiled_too_often_is_not_run_as_it_is() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+
+    def many() -> list[torch.Tensor]:
+        return [compiled(torch.zeros(size)) for size in range(2, 40)]
+
+    many()  # torch says nothing, and goes on without compiling
+    torch.compiler.reset()
+    with pytest.raises(UnsupportedError, match=r"^torch\.compile fails: .*recompile_limit"), compilation():
+        many()
+
+
 def test_what_else_goes_wrong_keeps_its_name() -> None:
     with pytest.raises(ZeroDivisionError), compilation():
         raise ZeroDivisionError
 
 
-def test_a_compiler_that_works_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_an_addition_is_compiled_to_find_out(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
     refuse_without_compiler(torch.device("cpu"))

@@ -5,7 +5,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -88,6 +88,17 @@ def test_a_folder_of_task_files_is_found_by_name(tmp_path: Path) -> None:
     (tmp_path / "mine" / "counting.yaml").write_text(json.dumps(config))
     found = Tasks.find(TaskOptions(["counting"], include=[tmp_path / "mine"]), tmp_path)
     assert found.names == {"counting"}
+
+
+@needs_lm_eval
+def test_a_task_file_with_another_content_is_another_task(tmp_path: Path) -> None:
+    def identity(content: str, limit: int = 4) -> dict[str, Any]:
+        file = tmp_path / "task.yaml"
+        file.write_text(content)
+        return Tasks(TaskOptions([str(file)], limit=limit), [str(file)], cast(Any, None), frozenset()).identity
+
+    assert identity("a: 1") == identity("a: 1")
+    assert identity("a: 1") != identity("a: 2") and identity("a: 1") != identity("a: 1", limit=5)
 
 
 def test_without_lm_eval_the_message_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

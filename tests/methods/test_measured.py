@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 import contract_checks as checks
 from prunekit.allocation import budget_of_blocks, check_budget
 from prunekit.contract import Budget, Context
-from prunekit.harm import Laboratory, Trial
+from prunekit.harm import Laboratory, Trial, or_inf
 from prunekit_methods import measured
 from prunekit_methods.measured import Measured, beginnings
 
@@ -125,3 +126,25 @@ def test_removed_blocks_take_no_part_and_get_the_target(tiny_llama: Make) -> Non
     budget = Measured(rounds=1).allocate(ctx, 0.6)
     check_budget(ctx, budget, 0.6, "measured")
     assert {value for path, value in budget.items() if ".layers.0." in path} == {0.6}
+
+
+class Ruined(Parabolas):
+    """The uniform allocation, and every trial at more than 0.5, gives no number."""
+
+    def loss(self, budget: Budget) -> float:
+        return or_inf(math.nan) if len(set(budget.values())) == 1 else super().loss(budget)
+
+    def losses(self, trials: Sequence[Trial], budget: Budget) -> list[float]:
+        found = zip(trials, super().losses(trials, budget), strict=True)
+        return [math.inf if trial.sparsity > 0.5 else loss for trial, loss in found]
+
+
+def test_a_loss_that_is_no_number_is_worse_than_any_and_bends_no_curve(
+    tiny_llama: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "Laboratory", Ruined)
+    ctx = context(tiny_llama())
+    budget = Measured(rounds=2, mapping="block").allocate(ctx, 0.4)
+    check_budget(ctx, budget, 0.4, "measured")
+    losses = ctx.evidence["losses"]
+    assert losses["uniform"] == math.inf and losses["measured"] < min(losses["owl"], losses["alphapruning"])
