@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pydantic import Field
 
@@ -19,7 +20,7 @@ from prunekit.evaluate.rows import Row
 from prunekit.evaluate.session import flops_of
 from prunekit.evaluate.shelf import Shelf
 from prunekit.evaluate.speed import SpeedOptions
-from prunekit.evaluate.tasks import TaskOptions
+from prunekit.evaluate.tasks import TaskOptions, Tasks
 from prunekit.job import versions
 from prunekit.locate import locate
 from prunekit.manifest import MANIFEST, Manifest
@@ -46,6 +47,19 @@ class Questions:
     def asked(self) -> bool:
         """Whether anything is."""
         return bool(self.texts or self.tasks or self.speed)
+
+    def refuse_senseless(self, dense: Iterable[str]) -> None:
+        """Raise what would be raised of runs of these dense models once they are measured; a sweep asks before them.
+
+        UsageError for several models, an unknown task, or a text too long for the model; InputError for data that
+        cannot be had.
+        """
+        checkpoint = Checkpoint.open(locate(the_one(dense), offline=self.offline))
+        if self.speed:
+            self.speed.refuse_senseless([checkpoint], self.trust_remote_code)
+        if self.tasks:
+            with TemporaryDirectory(prefix="prunekit-") as place:
+                Tasks.find(self.tasks, Path(place))
 
 
 class Answers(Frozen):

@@ -32,7 +32,7 @@ from prunekit.progress import Progress, Silent
 from prunekit.recipe import Recipe
 from prunekit.runs import Runs
 from prunekit.staging import locked, storage_errors, write_atomically
-from prunekit.survey import Questions, Survey, the_one
+from prunekit.survey import Questions, Survey
 from prunekit.words import plural
 from prunekit.workers import run_all
 
@@ -97,12 +97,12 @@ def sweep(
 
     The table holds what the manifests say, the counted work per token, and the answers to `questions`. A cell that
     cannot be run does not stop the others. Raises UsageError when OUT is no place for a sweep or holds another cell's
-    result, or when cells of several models are to be measured, ResourceError when memory or disk run out, and what ends
+    result, or what is asked of the cells cannot be measured, ResourceError when memory or disk run out, and what ends
     a run from outside.
     """
     _check_output(options.output)
     if questions and questions.asked:
-        the_one(str(cell.recipe.model) for cell in cells)
+        questions.refuse_senseless(str(cell.recipe.model) for cell in cells)
     with storage_errors(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
     with locked(options.output / LOCK, options.output):

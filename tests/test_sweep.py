@@ -187,11 +187,20 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_that_cells_of_two_models_cannot_be_measured_beside_one_is_said_before_any_is_run(
-    server: Server, inputs: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("models", "words", "said"),
+    [
+        (("source", "other"), ("--speed",), "runs that pruned 2 models"),
+        (("source",), ("--speed", "--prompt-tokens", "4000"), "tokens are more than the"),
+        (("source",), ("--tasks", "no_such_task"), "no_such_task"),
+    ],
+)
+def test_what_cannot_be_measured_of_the_cells_is_refused_before_any_is_run(
+    models: tuple[str, ...], words: tuple[str, ...], said: str, server: Server, inputs: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(inputs / "source", tmp_path / "other")
-    (tmp_path / "grid.yaml").write_text(f"model: [{inputs / 'source'}, other]\n{RECIPE}")
-    ended = server.run("sweep", "grid.yaml", "--speed", "-o", "out", cwd=tmp_path)
-    assert ended.code == 2 and "runs that pruned 2 models" in ended.stderr
+    for name in models:
+        shutil.copytree(inputs / "source", tmp_path / name)
+    (tmp_path / "grid.yaml").write_text(f"model: [{', '.join(models)}]\n{RECIPE}")
+    ended = server.run("sweep", "grid.yaml", *words, "-o", "out", cwd=tmp_path)
+    assert ended.code == 2 and said in ended.stderr
     assert not (tmp_path / "out").exists()
