@@ -42,10 +42,11 @@ class AlphaPruning(Allocator):
         values, remarks = metrics(found, self.metric, self.lower_bound)
         for remark in remarks:
             ctx.note(remark)
-        ctx.evidence |= {self.metric: per_block(ctx, values), "spectra": sketch(found)}
+        means = per_block(ctx, values)
+        ctx.evidence |= {self.metric: means, "spectra": sketch(found)}
         if self.mapping == "matrix":
             return complete(ctx, self._within(ctx, values, sparsity), sparsity)
-        levels = self._share(per_block(ctx, values), block_sizes(ctx), sparsity)
+        levels = self._share(means, block_sizes(ctx), sparsity)
         if self.mapping == "block":
             return budget_of_blocks(ctx, levels, sparsity)
         mixed: dict[str, float] = {}

@@ -148,8 +148,9 @@ def beginnings(ctx: Context, sparsity: float) -> Iterator[tuple[str, Levels]]:
     yield "uniform", [sparsity] * len(sizes)
     found = list(spectra(ctx.model))
     exponents, _ = metrics(found, "alpha_peak")
-    ctx.evidence |= {"alpha_peak": per_block(ctx, exponents), "spectra": sketch(found)}
-    yield "alphapruning", settle(spread(per_block(ctx, exponents), sizes, sparsity, EPSILON), sizes, sparsity)
+    means = per_block(ctx, exponents)
+    ctx.evidence |= {"alpha_peak": means, "spectra": sketch(found)}
+    yield "alphapruning", settle(spread(means, sizes, sparsity, EPSILON), sizes, sparsity)
     ratios = outlier_ratios(ctx, THRESHOLD)
     ctx.evidence["outlier_ratio"] = ratios
     yield "owl", settle(shift(less_for_more(ratios, SPREAD), sizes, sparsity), sizes, sparsity)

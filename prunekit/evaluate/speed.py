@@ -113,17 +113,16 @@ class Runner:
 
     @torch.inference_mode()
     def run(self) -> Round:
-        """One generation; the first one compiles where that is asked for."""
+        """One generation; the first one compiles where that is asked for, within `compilation`."""
         clock = Clock()
         start = timer()
         generate: Any = self.model.generate
-        with compilation():
-            generate(
-                self.ids,
-                attention_mask=torch.ones_like(self.ids),
-                generation_config=self.how,
-                streamer=clock,
-            )
+        generate(
+            self.ids,
+            attention_mask=torch.ones_like(self.ids),
+            generation_config=self.how,
+            streamer=clock,
+        )
         _, first, *rest = clock.times
         if len(rest) != self.options.new_tokens - 1:
             raise UnsupportedError(f"the model gave {len(rest) + 1} tokens; {self.options.new_tokens} were expected")
@@ -138,14 +137,15 @@ def timed(
     gc.collect()
     gc.freeze()  # what is there now need not be searched again before each round
     try:
-        for stage, count in ((f"warm-up of {name}", WARM_UP), (f"speed of {name}", rounds)):
-            (progress or Silent()).stage(stage, count)
-            found = [[] for _ in runners]
-            for number in range(count):
-                gc.collect()
-                for place in range(len(runners)) if number % 2 else reversed(range(len(runners))):
-                    found[place].append(runners[place].run())
-                (progress or Silent()).step()
+        with compilation():
+            for stage, count in ((f"warm-up of {name}", WARM_UP), (f"speed of {name}", rounds)):
+                (progress or Silent()).stage(stage, count)
+                found = [[] for _ in runners]
+                for number in range(count):
+                    gc.collect()
+                    for place in range(len(runners)) if number % 2 else reversed(range(len(runners))):
+                        found[place].append(runners[place].run())
+                    (progress or Silent()).step()
     finally:
         gc.unfreeze()
     return found
