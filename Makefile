@@ -33,10 +33,11 @@ demo: setup  ## take 30 % of the bundled sample's blocks out and compare the res
 test: setup  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-check: setup  ## lint, formatting and types
+check: setup  ## lint, formatting, types and who imports whom
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
 
 fix: setup  ## repair what ruff can repair
 	$(BIN)/ruff check --fix $(CODE)

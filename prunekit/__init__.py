@@ -1,6 +1,6 @@
 """prunekit makes a Hugging Face causal language model smaller and hands back an ordinary model folder.
 
-The command line is `prunekit.cli`; the same run as a function is `prunekit.pipeline.prune(recipe, output)`.
+The command line is `prunekit.cli`; the same run as a function is `prunekit.run.pipeline.prune(recipe, output)`.
 `prunekit.load(folder)` is the model of any folder that prunekit wrote. Importing this package imports nothing else, so
 that `prunekit --help` is quick.
 """
@@ -16,5 +16,5 @@ __version__ = "0.1.0"
 
 
 def load(path: "str | PathLike[str]", **options: Any) -> "PreTrainedModel":
-    """The transformers model of a local folder, in whatever layout it is; see `prunekit.loading`."""
-    return import_module("prunekit.loading").load(path, **options)
+    """The transformers model of a local folder, in whatever layout it is; see `prunekit.model.loading`."""
+    return import_module("prunekit.model.loading").load(path, **options)

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from prunekit.model import PrunableModel
+from prunekit.model.prunable import PrunableModel
 from prunekit.plan import Layout, Pattern, PrunePlan
 from prunekit.progress import Progress, Silent
 
@@ -27,7 +27,7 @@ class Needs:
     blocks: bool = False  # it removes whole blocks, and is told which are protected
     widths: bool = False  # it leaves blocks narrower, and is told the layout and the multiple of their widths
     ratio: bool = True
-    processes: bool = False  # several processes may share its work (`prunekit.processes`), and all call it alike
+    processes: bool = False  # several processes may share its work (`prunekit.distributed`), and all call it alike
 
 
 @dataclass

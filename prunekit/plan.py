@@ -125,8 +125,8 @@ class PrunePlan(Frozen):
 
     `digest` is that of the actions as they were planned, so that a plan which was edited since is known as such.
     `evidence` is what method and allocator decided from, for people and reports: `importance` holds a number per block,
-    `spectra` what `prunekit.spectra.sketch` made of them, and the rest is their own. `recipe` is the run's recipe and
-    `source` the identity of the model (`{file name: sha256}`); both are filled in by the pipeline, so that
+    `spectra` what `prunekit.spectra.spectrum.sketch` made of them, and the rest is their own. `recipe` is the run's
+    recipe and `source` the identity of the model (`{file name: sha256}`); both are filled in by the pipeline, so that
     `prunekit apply` can refuse a plan made for another model.
     """
 

@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from prunekit import registry, settings
+from prunekit.recipe import registry, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "methods" / "README.md", *(REPOSITORY / "docs").rglob("*.md")])

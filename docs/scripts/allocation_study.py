@@ -22,16 +22,16 @@ import torch
 from study import Cells, over_seeds, settings_of_a_study
 from transformers import AutoConfig, AutoTokenizer
 
-from prunekit import registry
-from prunekit.allocation import per_block
-from prunekit.calibration import calibrate, max_positions
-from prunekit.checkpoint import Checkpoint
 from prunekit.contract import Context
 from prunekit.evaluate.perplexity import find_protocol, perplexity, windows
-from prunekit.locate import locate
-from prunekit.model import PrunableModel
-from prunekit.staging import Staging
-from prunekit.texts import load_text
+from prunekit.export.staging import Staging
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.hub import locate
+from prunekit.model.prunable import PrunableModel
+from prunekit.recipe import registry
+from prunekit.text.calibration import calibrate, max_positions
+from prunekit.text.sources import load_text
+from prunekit.weights.allocation import per_block
 
 METHODS = ("wanda", "sparsegpt", "magnitude")
 ALLOCATORS = ("uniform", "owl", "alphapruning", "measured")
@@ -112,7 +112,7 @@ class Study:
         ctx.budget = registry.load(allocator, "allocator")(**options).allocate(ctx, ratio)
         seconds, method = time.perf_counter() - started, registry.load(name)()
         with TemporaryDirectory() as folder:
-            ctx.model.edits = Staging.open(Path(folder) / "out", {})
+            ctx.model = ctx.model.with_edits(Staging.open(Path(folder) / "out", {}).edits)
             method.apply(ctx, method.plan(ctx))
             found = perplexity(ctx.model, held_out)
         blocks = per_block(ctx, ctx.budget)

@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SMALL = "--samples 8 --seq-len 128 --eval-windows 2 --offline"
+SMALL = "--calib sample --ppl sample --samples 8 --seq-len 128 --eval-windows 2 --offline"
+ONE_ROUND = "--set allocator_options.rounds=1"
 TRSP = "--set gate_steps=2 --set gate_tokens=512 --set rerank=2"
 COMMANDS = {  # name -> (command after `prunekit`; each starts in one shared folder, in this order)
     # single weights
@@ -35,8 +36,8 @@ COMMANDS = {  # name -> (command after `prunekit`; each starts in one shared fol
     "sparsegpt": f"prune sample -m sparsegpt -r 0.5 -o sparsegpt {SMALL}",
     "sparsegpt-2-4": f"prune stories -m sparsegpt --pattern 2:4 -o sparsegpt-2-4 {SMALL} --offload disk",
     "alphapruning": f"prune sample -m alphapruning -r 0.7 -o alphapruning {SMALL}",
-    "owl-mixed": f"prune stories -m wanda --allocator owl --pattern *:8 -r 0.6 -o owl-mixed {SMALL}",
-    "measured": f"prune stories -m wanda --allocator measured -r 0.6 -o measured {SMALL} --set rounds=1",
+    "owl-mixed": f"prune stories -m wanda --allocator owl --pattern *:4 -r 0.6 -o owl-mixed {SMALL}",
+    "measured": f"prune stories -m wanda --allocator measured -r 0.6 -o measured {SMALL} {ONE_ROUND}",
     "sparsegpt-alphapruning": f"prune stories -m sparsegpt --allocator alphapruning -r 0.6 -o sgpt-alpha {SMALL}",
     # whole blocks
     "layers": f"prune sample -m layers --set blocks=2,5 -o layers {SMALL} --verify streaming",
@@ -78,7 +79,10 @@ COMMANDS = {  # name -> (command after `prunekit`; each starts in one shared fol
     "bad-option": "prune stories -m sparsegpt -r 0.5 --set blocksize=0",
 }
 KILLED = {"killed": (f"prune sample -m wanda -r 0.5 -o killed {SMALL}", "blocks/00004.safetensors")}
-RECIPE = "method: wanda\nratio: 0.5\ncalibration: {samples: 8, seq_len: 128}\nevaluation: {windows: 2}\n"
+RECIPE = (
+    "method: wanda\nratio: 0.5\ncalibration: {source: sample, samples: 8, seq_len: 128}\n"
+    "evaluation: {set: sample, windows: 2}\n"
+)
 SWEEP = RECIPE.replace("method: wanda", "method: [magnitude, shortgpt]").replace("ratio: 0.5", "ratio: [0.3, 0.5]")
 VARYING = re.compile(r"seconds|created|time|host|machine|platform|python|speed|memory|version|threads")
 
@@ -169,7 +173,7 @@ class Runner:
         return (file for file in self.work.rglob("*") if file.is_file())
 
     def _described(self, file: Path) -> Any:
-        """The content of what holds decisions and figures, the hash of what holds a model; for the rest its presence."""
+        """The content of what holds decisions, the hash of what holds a model; of the rest, that it is there."""
         if file.name in ("prunekit.json", "plan.json", "sweep.json"):
             return self._plain(file.read_text(encoding="utf-8"))
         if file.suffix in (".safetensors", ".json", ".model", ".py"):

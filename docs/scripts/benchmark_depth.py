@@ -156,22 +156,22 @@ def plan(folder: str, batches: int) -> dict[str, Any]:
 
 def train(folder: str, work: str, options: dict[str, Any]) -> dict[str, Any]:
     """Two updates and a checkpoint, with everything that comes before and after them."""
-    from prunekit.depth import plan_blocks
-    from prunekit.staging import Staging
+    from prunekit.depth.plan import plan_blocks
+    from prunekit.export.staging import Staging
 
     settings = options | {"epochs": 1, "batch": BATCH, "hold_out": 0.3, "checkpoint_every": 1}
     method, ctx = opened(folder, settings, 3 * BATCH)
-    ctx.model.edits = Staging.open(Path(work) / "out", {})
-    ctx.work = ctx.model.edits.work
+    staging = Staging.open(Path(work) / "out", {})
+    ctx.model, ctx.work = ctx.model.with_edits(staging.edits), staging.work
     method.apply(ctx, plan_blocks(ctx, "trsp", GONE))
     return {}
 
 
 def opened(folder: str, options: dict[str, Any], samples: int) -> tuple[Any, Any]:
     """The method and what the pipeline would give it, for the removal of one block."""
-    from prunekit.checkpoint import Checkpoint
     from prunekit.contract import Context
-    from prunekit.model import PrunableModel
+    from prunekit.model.checkpoint import Checkpoint
+    from prunekit.model.prunable import PrunableModel
     from prunekit_methods.trsp import TRSP
 
     model, ids = PrunableModel.open(Checkpoint.open(Path(folder)), device="cpu"), token_ids(samples)
@@ -190,8 +190,8 @@ def speed(folders: list[str], rounds: int) -> dict[str, Any]:
     """Tokens per second of two exported folders, in turn: pairs per round, as `prunekit eval --speed` takes them."""
     import torch
 
-    from prunekit.checkpoint import Checkpoint
     from prunekit.evaluate.speed import Place, Runner, SpeedOptions, timed
+    from prunekit.model.checkpoint import Checkpoint
 
     options = SpeedOptions(prompt_tokens=PROMPT, new_tokens=DECODED + 1, rounds=rounds)
     place = Place(torch.device("cpu"), torch.float32)

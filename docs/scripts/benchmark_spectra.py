@@ -112,7 +112,10 @@ def floor() -> dict[str, Any]:
     import torch
     import transformers  # noqa: F401
 
-    from prunekit import spectra, tails  # noqa: F401
+    from prunekit.spectra import (
+        power_law,  # noqa: F401
+        spectrum,  # noqa: F401
+    )
 
     torch.linalg.eigvalsh(torch.rand(64, 64, dtype=torch.float64))
     torch.linalg.svdvals(torch.rand(64, 64))
@@ -120,9 +123,9 @@ def floor() -> dict[str, Any]:
 
 
 def ours(model: str) -> dict[str, Any]:
-    from prunekit.checkpoint import Checkpoint
-    from prunekit.model import PrunableModel
-    from prunekit.spectra import spectra
+    from prunekit.model.checkpoint import Checkpoint
+    from prunekit.model.prunable import PrunableModel
+    from prunekit.spectra.spectrum import spectra
 
     opened = PrunableModel.open(Checkpoint.open(Path(model)), device="cpu")
     start = time.process_time()
@@ -131,8 +134,8 @@ def ours(model: str) -> dict[str, Any]:
 
 
 def svdvals(model: str) -> dict[str, Any]:
-    from prunekit.checkpoint import Checkpoint
-    from prunekit.model import PrunableModel
+    from prunekit.model.checkpoint import Checkpoint
+    from prunekit.model.prunable import PrunableModel
 
     opened = PrunableModel.open(Checkpoint.open(Path(model)), device="cpu")
     start = time.process_time()

@@ -130,20 +130,20 @@ def plain_passes(model: Path, ids: "torch.Tensor", work: Path) -> dict[str, floa
 
 def method_walk(name: str, model: Path, ids: "torch.Tensor", work: Path) -> dict[str, float]:  # noqa: F821
     """A method at 50 % with prunekit: the walk that prunes, then the export."""
-    from prunekit import registry
-    from prunekit.allocation import Uniform
-    from prunekit.checkpoint import Checkpoint
+    from prunekit.blockwise.walk import default_batch_size
     from prunekit.contract import Context
-    from prunekit.export import export
-    from prunekit.model import PrunableModel
-    from prunekit.staging import Staging
-    from prunekit.walk import default_batch_size
+    from prunekit.export.folder import export
+    from prunekit.export.staging import Staging
+    from prunekit.model.checkpoint import Checkpoint
+    from prunekit.model.prunable import PrunableModel
+    from prunekit.recipe import registry
+    from prunekit_methods.uniform import Uniform
 
     method = registry.load(name)()
     start = time.perf_counter()
     prunable = PrunableModel.open(Checkpoint.open(model), device="cpu")
     with Staging.open(work / "pruned", {}) as staging:
-        prunable.edits = staging
+        prunable = prunable.with_edits(staging.edits)
         size = default_batch_size(ids.shape[1])
         ctx = Context(model=prunable, ratio=0.5, probe=ids[:1, :64], calibration=ids, batch_size=size)
         ctx.budget = Uniform().allocate(ctx, 0.5)

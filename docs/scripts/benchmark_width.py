@@ -71,12 +71,12 @@ def measured(what: str, folder: Path, samples: int, tokens: int) -> dict[str, fl
     """Seconds and peak resident bytes of one run in this process."""
     import torch
 
-    from prunekit import registry
-    from prunekit.checkpoint import Checkpoint
+    from prunekit.blockwise.walk import logits
     from prunekit.contract import Context
-    from prunekit.model import PrunableModel
-    from prunekit.staging import Staging
-    from prunekit.walk import logits
+    from prunekit.export.staging import Staging
+    from prunekit.model.checkpoint import Checkpoint
+    from prunekit.model.prunable import PrunableModel
+    from prunekit.recipe import registry
 
     ids = torch.randint(SIZE["vocab_size"], (samples, tokens), generator=torch.Generator().manual_seed(0))
     model = PrunableModel.open(Checkpoint.open(folder), device="cpu")
@@ -87,7 +87,8 @@ def measured(what: str, folder: Path, samples: int, tokens: int) -> dict[str, fl
     else:
         options = {"recover": "mask"} if what == "comp-mask" else {}
         method = registry.load(what.removesuffix("-mask")).model_validate(options)
-        with tempfile.TemporaryDirectory() as place, Staging.open(Path(place, "out"), {}) as model.edits:
+        with tempfile.TemporaryDirectory() as place, Staging.open(Path(place, "out"), {}) as staging:
+            model = model.with_edits(staging.edits)
             ctx = Context(model=model, ratio=0.2, probe=ids[:1, :64], calibration=ids, batch_size=4)
             ctx.protected = frozenset({0, len(model.blocks) - 1})
             method.apply(ctx, method.plan(ctx))
@@ -99,7 +100,7 @@ def solve(outputs: int, neurons: int) -> None:
     """Time the greedy removal of a fifth of the neurons beside the inverse alone, both in float64."""
     import torch
 
-    from prunekit.neurons import Problem
+    from prunekit.width.least_squares import Problem
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4 * neurons // 3, neurons, generator=generator)

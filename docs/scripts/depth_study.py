@@ -22,9 +22,11 @@ from typing import Any
 
 from study import Cells, over_seeds, settings_of_a_study
 
-from prunekit import assessment, pipeline, settings
+from prunekit.evaluate import side_by_side
 from prunekit.plan import PrunePlan, RemoveBlock
-from prunekit.recipe import Recipe
+from prunekit.recipe import settings
+from prunekit.recipe.recipe import Recipe
+from prunekit.run import pipeline
 
 SLOW = {"learning_rate": 1e-4}  # on the sample; at trsp's own rate, training on the text alone helps nobody
 
@@ -146,8 +148,8 @@ class Study:
         return settings.build(flags, [f"options.{key}={json.dumps(value)}" for key, value in options.items()])[0]
 
     def _measure(self, model: str) -> list[float]:
-        texts = assessment.Texts(self.texts, windows=self.given.windows)
-        done = assessment.evaluate([model], texts=texts, offline=True)
+        texts = side_by_side.Texts(self.texts, windows=self.given.windows)
+        done = side_by_side.evaluate([model], texts=texts, offline=True)
         return [float(found.value) for found in done.models[0].perplexity]
 
     def tables(self) -> str:

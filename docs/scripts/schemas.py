@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
+from prunekit.compare.table import Runs
 from prunekit.evaluate.rows import BeforeAndAfter, Evaluation
-from prunekit.pipeline import Outcome
-from prunekit.push import Upload
-from prunekit.relayout import Relaid
-from prunekit.repeat import Repeat
-from prunekit.runs import Runs
-from prunekit.sweep import Sweep
-from prunekit.verify import Verification
+from prunekit.export.push import Upload
+from prunekit.export.verify import Verification
+from prunekit.run.pipeline import Outcome
+from prunekit.run.relayout import Relaid
+from prunekit.run.repeat import Repeat
+from prunekit.run.sweep import Sweep
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MODELS: dict[str, type[BaseModel]] = {

@@ -24,11 +24,12 @@ import psutil
 import torch
 from study import Cells, over_seeds, settings_of_a_study
 
-from prunekit import settings
 from prunekit.evaluate.perplexity import cut, find_protocol, read_text
-from prunekit.job import Job
+from prunekit.export.staging import Staging
+from prunekit.model.prunable import PrunableModel
 from prunekit.progress import Silent
-from prunekit.staging import Staging
+from prunekit.recipe import settings
+from prunekit.run.job import Job
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class Study:
                 peak = highest()
                 found = {"seconds": round(time.perf_counter() - started, 1), "peak": peak - floor}
                 found |= {"removed": plan.removed_blocks(), "widths": list(plan.widths().values()), "notes": ctx.notes}
-            job.model.edits = staging if ratio else None
-            found["perplexity"] = [self._measure(job, text) for text in self.texts]
+            measured = ctx.model if ratio else job.model
+            found["perplexity"] = [self._measure(job, measured, text) for text in self.texts]
         shutil.rmtree(place, ignore_errors=True)
         return found
 
@@ -128,7 +129,7 @@ class Study:
         recipe, _ = settings.build(flags, [f"options.{key}={json.dumps(value)}" for key, value in arm.options.items()])
         return Job.load(recipe, Silent(), True)
 
-    def _measure(self, job: Job, text: str) -> float:
+    def _measure(self, job: Job, model: PrunableModel, text: str) -> float:
         assert job.tokenizer is not None
         windows = cut(
             read_text(text, offline=True),
@@ -137,7 +138,7 @@ class Study:
             find_protocol("sparsegpt"),
             self.given.windows,
         )
-        return float(windows.measure(job.model).record()["value"])
+        return float(windows.measure(model).record()["value"])
 
     def tables(self) -> str:
         """One Markdown table per text, and one of memory and time: arms down, ratios across."""

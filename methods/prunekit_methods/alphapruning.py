@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from prunekit.allocation import block_sizes, budget_of_blocks, complete, per_block
-from prunekit.budgets import settle, spread
 from prunekit.contract import Allocator, Budget, Context
-from prunekit.spectra import metrics, sketch, spectra
-from prunekit.tails import LowerBound, Metric
+from prunekit.spectra.power_law import LowerBound, Metric
+from prunekit.spectra.spectrum import metrics, sketch, spectra
+from prunekit.weights.allocation import block_sizes, budget_of_blocks, complete, per_block
+from prunekit.weights.budgets import settle, spread
 
 
 class AlphaPruning(Allocator):

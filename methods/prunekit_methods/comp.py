@@ -13,15 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prunekit import neurons
+from prunekit.blockwise.statistics import Gram
 from prunekit.contract import Context, Method, Needs
-from prunekit.depth import candidates, influences, smallest
-from prunekit.narrowed_walk import Narrowable, Target, narrow
-from prunekit.narrowing import allotted, plan_narrowing
-from prunekit.narrowing import neurons as find_neurons
-from prunekit.neurons import Problem, keep_largest
+from prunekit.depth.plan import candidates, influences, smallest
 from prunekit.plan import PrunePlan
-from prunekit.statistics import Gram
+from prunekit.width import least_squares
+from prunekit.width.least_squares import Problem, keep_largest
+from prunekit.width.plan import allotted, plan_narrowing
+from prunekit.width.plan import neurons as find_neurons
+from prunekit.width.walk import Narrowable, Target, narrow
 
 Score = Literal["condition", "refit", "sensitivity", "wanda", "fluctuation", "magnitude", "random"]
 LARGEST_MASK = 10.0  # beyond it a neuron speaks for others that it knows too little of (Kwon et al. 2022)
@@ -106,9 +106,9 @@ class COMP(Method):
         if self.score == "magnitude":
             return place.magnitudes()
         measures: dict[str, Callable[..., Tensor]] = {
-            "sensitivity": neurons.sensitivity,
-            "wanda": neurons.wanda,
-            "fluctuation": neurons.fluctuation,
+            "sensitivity": least_squares.sensitivity,
+            "wanda": least_squares.wanda,
+            "fluctuation": least_squares.fluctuation,
         }
         return measures[self.score](place.inputs, place.weight)
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from prunekit.contract import Context, Method, Needs
-from prunekit.depth import plan_blocks, remove_blocks
+from prunekit.depth.plan import plan_blocks, remove_blocks
+from prunekit.depth.removal import parse_blocks
 from prunekit.errors import UsageError
-from prunekit.layer_removal import parse_blocks
 from prunekit.plan import PrunePlan
 
 

@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from prunekit.blockwise.statistics import Moments
+from prunekit.blockwise.walk import calibration_of
 from prunekit.contract import Context, Method, Needs
-from prunekit.narrowed_walk import narrow
-from prunekit.narrowing import allotted, neurons, plan_narrowing
-from prunekit.neurons import keep_largest
+from prunekit.model.structure import Site
 from prunekit.plan import PrunePlan
-from prunekit.statistics import Moments
-from prunekit.structure import Site
-from prunekit.walk import calibration_of
-from prunekit.width import per_unit
+from prunekit.width.least_squares import keep_largest
+from prunekit.width.neurons import per_unit
+from prunekit.width.plan import allotted, neurons, plan_narrowing
+from prunekit.width.walk import narrow
 
 
 class LLMPruner(Method):

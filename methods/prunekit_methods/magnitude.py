@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from prunekit.blockwise.walk import walk
 from prunekit.contract import Context, Method, Needs
 from prunekit.plan import Pattern, PrunePlan
-from prunekit.sparsity import keep_above_threshold, keep_per_group, plan_sparsity
-from prunekit.walk import walk
+from prunekit.weights.masks import keep_above_threshold, keep_per_group, plan_sparsity
 
 
 class Magnitude(Method):

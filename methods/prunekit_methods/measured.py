@@ -11,14 +11,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from prunekit.allocation import block_sizes, complete, per_block
-from prunekit.budgets import MOST, cheapest, settle, shift, smoothed, spread
+from prunekit.blockwise.walk import calibration_of
 from prunekit.contract import Allocator, Budget, Context, Needs
-from prunekit.harm import SCORES, Laboratory, Score, Trial
-from prunekit.outliers import less_for_more, outlier_ratios
-from prunekit.spectra import metrics, sketch, spectra
-from prunekit.structure import Linear
-from prunekit.walk import calibration_of
+from prunekit.model.structure import Linear
+from prunekit.spectra.spectrum import metrics, sketch, spectra
+from prunekit.weights.allocation import block_sizes, complete, per_block
+from prunekit.weights.budgets import MOST, cheapest, settle, shift, smoothed, spread
+from prunekit.weights.outliers import less_for_more, outlier_ratios
+from prunekit.weights.sensitivity import SCORES, Laboratory, Score, Trial
 
 STEPS = (0.5, 1.0)  # of the way to what the curves promise; harms do not add, so the best is measured
 EPSILON, THRESHOLD, SPREAD = 0.2, 5.0, 0.08  # of AlphaPruning's and OWL's allocations, from which it may begin

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from prunekit.allocation import block_sizes, budget_of_blocks
-from prunekit.budgets import settle, shift
 from prunekit.contract import Allocator, Budget, Context, Needs
-from prunekit.outliers import less_for_more, outlier_ratios
+from prunekit.weights.allocation import block_sizes, budget_of_blocks
+from prunekit.weights.budgets import settle, shift
+from prunekit.weights.outliers import less_for_more, outlier_ratios
 
 
 class OWL(Allocator):

@@ -9,13 +9,13 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.blockwise.statistics import Hessian
+from prunekit.blockwise.walk import walk
 from prunekit.contract import Context, Method, Needs
 from prunekit.errors import UnsupportedError
 from prunekit.plan import Pattern, PrunePlan
-from prunekit.sparsity import plan_sparsity
-from prunekit.statistics import Hessian
-from prunekit.surgeon import inverse_factor, prune
-from prunekit.walk import walk
+from prunekit.weights.masks import plan_sparsity
+from prunekit.weights.obs import inverse_factor, prune
 
 MOST_DAMPENING = 1.0  # of the mean diagonal: beyond it the Hessian no longer says anything
 

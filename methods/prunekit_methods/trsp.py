@@ -20,11 +20,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunekit import processes
-from prunekit.adapters import Adapters, adapt, require_peft
-from prunekit.capture import capture
+from prunekit import distributed
+from prunekit.blockwise.capture import capture
+from prunekit.blockwise.loss import exp_or_inf
+from prunekit.blockwise.walk import calibration_of, split
 from prunekit.contract import Context, Method, Needs
-from prunekit.depth import (
+from prunekit.depth.gate_path import follow
+from prunekit.depth.gates import GatedLoss
+from prunekit.depth.plan import (
     candidates,
     check_removal,
     count_removed,
@@ -34,15 +37,12 @@ from prunekit.depth import (
     smallest,
 )
 from prunekit.errors import UsageError
-from prunekit.fading import course
-from prunekit.gate_path import follow
-from prunekit.gates import GatedLoss
-from prunekit.loss import exp_or_inf
+from prunekit.files import write_atomically
 from prunekit.plan import PrunePlan
-from prunekit.sharding import whole_state
-from prunekit.staging import write_atomically
-from prunekit.training import Objective, Schedule, Trainer, set_aside
-from prunekit.walk import calibration_of, split
+from prunekit.train.fading import course
+from prunekit.train.fsdp import whole_state
+from prunekit.train.lora import Adapters, adapt, require_peft
+from prunekit.train.trainer import Objective, Schedule, Trainer, set_aside
 
 ROUNDS = "gates.json"
 RERANK_TEXT = 4  # times the tokens that gates are learned on: what the smallest gates are compared on
@@ -116,7 +116,7 @@ class TRSP(Method):
     def _adapters_can_be_trained(self) -> Self:
         if self.train == "lora" and self.stage2 != "none":
             require_peft()
-            if processes.started() > 1:
+            if distributed.started() > 1:
                 raise UsageError("adapters are trained in one process", hint="start it without torchrun, or train=all")
         return self
 
@@ -124,7 +124,7 @@ class TRSP(Method):
 
     def plan(self, ctx: Context) -> PrunePlan:
         free, count = candidates(ctx), count_removed(ctx)
-        rounds = processes.from_first(_read_rounds(ctx.work))
+        rounds = distributed.from_first(_read_rounds(ctx.work))
         ctx.progress.stage("learning gates", count)
         for done in rounds:
             ctx.progress.step(f"block {done['removed']}, from before")
@@ -147,17 +147,13 @@ class TRSP(Method):
     def _round(self, ctx: Context, loss: GatedLoss, free: list[int], gone: list[int]) -> dict:
         """Learn the gates of what is left, with the blocks in `gone` bypassed, and choose the next one to go."""
         alive = [index for index in free if index not in gone]
-        ctx.model.removed = frozenset(gone)
-        try:
-            gates, path = follow(
-                loss.gradient,
-                torch.ones(len(ctx.model.blocks), dtype=torch.float64),
-                alive,
-                self.lambda1,
-                self.gate_steps,
-            )
-        finally:
-            ctx.model.removed = frozenset()
+        gates, path = follow(
+            loss.without(gone).gradient,
+            torch.ones(len(ctx.model.blocks), dtype=torch.float64),
+            alive,
+            self.lambda1,
+            self.gate_steps,
+        )
         nearest = smallest({index: float(gates[index]) for index in alive}, max(1, self.rerank))
         found = {"gates": path.gates, "losses": path.losses, "penalties": path.penalties}
         if len(nearest) == 1:
@@ -170,9 +166,9 @@ class TRSP(Method):
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
         removed, order = check_removal(ctx, plan), plan.evidence.get("order") or []
         gone = order if sorted(order) == list(removed) else list(removed)  # else somebody has edited the plan
-        ctx.model.removed = frozenset(gone)
+        ctx.model = ctx.model.without(gone)
         edits = ctx.model.edits
-        trained = processes.from_first(edits and edits.has_block("outside"))  # None: there is nowhere to keep it
+        trained = distributed.from_first(edits and edits.has_block("outside"))  # None: there is nowhere to keep it
         if self.stage2 != "none" and trained is False:
             self._train(ctx, gone)
         elif edits is not None and trained:

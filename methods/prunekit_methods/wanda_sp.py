@@ -6,12 +6,12 @@ baseline, after Sun et al., "A Simple and Effective Pruning Approach for Large L
 
 from typing import ClassVar
 
+from prunekit.blockwise.statistics import Moments
 from prunekit.contract import Context, Method, Needs
-from prunekit.narrowed_walk import narrow
-from prunekit.narrowing import allotted, neurons, plan_narrowing
-from prunekit.neurons import keep_largest, wanda
 from prunekit.plan import PrunePlan
-from prunekit.statistics import Moments
+from prunekit.width.least_squares import keep_largest, wanda
+from prunekit.width.plan import allotted, neurons, plan_narrowing
+from prunekit.width.walk import narrow
 
 
 class WandaSP(Method):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunekit import processes
+from prunekit import distributed
 from prunekit.cli import outcome, reporting, verdicts
 from prunekit.cli.command import Run
 from prunekit.cli.failures import end_with
@@ -12,9 +12,9 @@ from prunekit.cli.screen import facts
 from prunekit.errors import DifferenceFound, UsageError
 
 if TYPE_CHECKING:
-    from prunekit.pipeline import Outcome
-    from prunekit.recipe import Recipe
-    from prunekit.repeat import Repeat
+    from prunekit.recipe.recipe import Recipe
+    from prunekit.run.pipeline import Outcome
+    from prunekit.run.repeat import Repeat
 
 WEIGHTS = {
     "equal": "equal to the byte",
@@ -28,14 +28,15 @@ def prune(run: Run, place: Path, model: str | None, output: Path | None, *, forc
     if run.values["recipe"] is not None:
         raise UsageError("--from and --recipe both say what to do", hint="leave --recipe out")
     reporting.check(run)
-    from prunekit import lockstep, repeat, settings
+    from prunekit.recipe import settings
+    from prunekit.run import ranks, repeat
 
     folder, manifest = repeat.read(place)
     given = {name: value for name, value in run.values.items() if name in settings.SETTINGS and value is not None}
     given.pop("model", None)
     recipe = repeat.recipe_of(manifest, model and read_model(model), given, run.values["set"] or ())
-    if not processes.is_first():
-        lockstep.follow(recipe, offline=run.offline)
+    if not distributed.is_first():
+        ranks.follow(recipe, offline=run.offline)
         return
     done, found = repeat.repeat(
         folder,

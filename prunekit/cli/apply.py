@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunekit import processes
+from prunekit import distributed
 from prunekit.cli import options, outcome, reporting
 from prunekit.cli.command import Run, command
 from prunekit.cli.models import read_model, read_stdin
@@ -50,10 +50,10 @@ def apply(
         raise UsageError("PLAN and MODEL cannot both be read from standard input", hint="give one a path")
     made = _overridden(read_plan(plan), run)
     source = None if model is None else read_model(model)
-    from prunekit import lockstep, pipeline
+    from prunekit.run import pipeline, ranks
 
-    if not processes.is_first():
-        lockstep.follow(pipeline.recipe_of(made, source), offline=run.offline)
+    if not distributed.is_first():
+        ranks.follow(pipeline.recipe_of(made, source), offline=run.offline)
         return
     if made.sparsify():
         run.screen.say(outcome.SAME_SIZE)
@@ -82,7 +82,7 @@ def read_plan(name: str) -> "PrunePlan":
 
 def _overridden(made: "PrunePlan", run: Run) -> "PrunePlan":
     """The plan with the options of this command put into its recipe."""
-    from prunekit import settings
+    from prunekit.recipe import settings
 
     given = {name: value for name, value in run.values.items() if name in settings.SETTINGS and value is not None}
     given.pop("model", None)

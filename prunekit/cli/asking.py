@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 from prunekit.cli.command import Run
 
 if TYPE_CHECKING:
-    from prunekit.survey import Questions
+    from prunekit.compare.measure import Questions
 
 
 def questions(run: Run, *, texts: bool) -> "Questions":
     """The questions that options ask; `texts` where the command has --ppl for them."""
-    from prunekit.assessment import Texts
+    from prunekit.compare.measure import Questions
+    from prunekit.evaluate.side_by_side import Texts
     from prunekit.evaluate.speed import SpeedOptions
     from prunekit.evaluate.tasks import TaskOptions
-    from prunekit.survey import Questions
 
     given = run.values
     names = [name for part in given["tasks"] or () for name in part.split(",") if name]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand
 
-from prunekit import processes
+from prunekit import distributed
 from prunekit.cli.libraries import quiet_libraries
 from prunekit.cli.models import read_model
 from prunekit.cli.options import PANELS, SHOWN, Group
@@ -17,7 +17,7 @@ from prunekit.cli.screen import Screen
 from prunekit.errors import UsageError
 
 if TYPE_CHECKING:
-    from prunekit.recipe import Recipe
+    from prunekit.recipe.recipe import Recipe
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 VARIABLES = "Every option can also be given as a variable: PRUNEKIT_SEED=7 is --seed 7."
@@ -38,7 +38,7 @@ class Run:
 
     def recipe(self, model: str | None) -> "Recipe":
         """The recipe that flags, `--set`, environment and file make together, with the model that `-` stands for."""
-        from prunekit import settings
+        from prunekit.recipe import settings
 
         flags = self.flags() | ({} if model is None else {"model": model})
         recipe, _ = settings.build(flags, self.values["set"] or (), os.environ, self.values["recipe"])
@@ -50,7 +50,7 @@ class Run:
 
     def flags(self) -> dict[str, Any]:
         """The recipe's settings among the options that were typed."""
-        from prunekit import settings
+        from prunekit.recipe import settings
 
         return {name: self.values[name] for name in self.typed if name in settings.SETTINGS}
 
@@ -89,7 +89,7 @@ def command(*groups: Group, shared_work: bool = False) -> Callable[[Callable[...
         own = list(inspect.signature(function).parameters.values())[1:]
 
         def call(context: typer.Context, **values: Any) -> None:
-            if not (shared_work or processes.is_first()):
+            if not (shared_work or distributed.is_first()):
                 return
             typed = frozenset(name for name in values if _is_typed(context, name))
             with quiet_libraries(values["verbose"], values.get("offline", False)), _screen(values) as screen:

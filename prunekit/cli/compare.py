@@ -33,19 +33,19 @@ def compare(run: Run, folders: Folders, baseline: options.Baseline = None) -> No
     --speed the runs are measured anew, side by side with the dense model they came from, or with --baseline.
     """
     reporting.check(run)
-    from prunekit import runs
+    from prunekit.compare.table import table_of
 
     places = named(folders)
     asked = questions(run, texts=True)
     if asked.asked:
-        from prunekit.survey import Survey, dense_of
+        from prunekit.compare.measure import Survey, dense_of
 
         survey = Survey(places, dense_of(places, baseline), progress=run.screen.progress())
         known = survey.answers(asked, count=False)
         run.screen.done()
-        found = runs.table(places, known.rows, known.baseline)
+        found = table_of(places, known.rows, known.baseline)
     else:
-        found = runs.table(places)
+        found = table_of(places)
     for note in found.notes:
         run.screen.say(f"note: {note}")
     if run.values["report"]:

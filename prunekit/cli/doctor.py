@@ -9,12 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from prunekit import __version__, registry
+from prunekit import __version__
 from prunekit.cli.command import Run, command
 from prunekit.cli.methods import describe, origin
 from prunekit.cli.screen import facts, table
 from prunekit.errors import PrunekitError, UnsupportedError
-from prunekit.words import megabytes
+from prunekit.formatting import megabytes
+from prunekit.recipe import registry
 
 LIBRARIES = (
     "torch",
@@ -63,7 +64,7 @@ def machine() -> dict[str, Any]:
     """What a run would find here."""
     import psutil
 
-    from prunekit.token_cache import folder
+    from prunekit.cache import folder
 
     memory = psutil.virtual_memory()
     return {

@@ -46,20 +46,20 @@ def eval(
     if "-" in named and "-" in (ppl or ()):
         raise UsageError("MODEL and --ppl cannot both be read from standard input", hint="give one a path")
     reporting.check(run)
-    from prunekit import settings
+    from prunekit.recipe import settings
 
     gates = settings.gates(run.values)
     *specs, reference = read_models(named)
-    from prunekit import assessment
+    from prunekit.evaluate import side_by_side
     from prunekit.evaluate.speed import SpeedOptions
     from prunekit.evaluate.tasks import TaskOptions
 
     timing = SpeedOptions(batch_size, prompt_tokens, new_tokens, rounds, compile)
     names = [name for part in tasks or () for name in part.split(",") if name]
-    done = assessment.evaluate(
+    done = side_by_side.evaluate(
         specs,
         baseline=reference or None,
-        texts=assessment.Texts(ppl or (), run.values["protocol"] or "sparsegpt", ppl_column, windows),
+        texts=side_by_side.Texts(ppl or (), run.values["protocol"] or "sparsegpt", ppl_column, windows),
         tasks=TaskOptions(names, include_path or (), limit, num_fewshot, batch_size) if names else None,
         speed=timing if speed else None,
         gates=gates,

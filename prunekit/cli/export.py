@@ -37,8 +37,8 @@ def export(
         found = "no layout is given" if layout is None else f"--layout is {layout}"
         raise UsageError(f"{found}; expected {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}", hint="--layout padded")
     place = Path(read_model(folder))
-    from prunekit import settings
-    from prunekit.relayout import relayout
+    from prunekit.recipe import settings
+    from prunekit.run.relayout import relayout
 
     values = run.values
     done = relayout(

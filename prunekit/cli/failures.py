@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from prunekit import processes
+from prunekit import distributed
 from prunekit.cli.screen import to_json, write
 from prunekit.errors import GateFailure, InputError, PrunekitError, ResourceError, UsageError
 
@@ -80,7 +80,7 @@ def reported(arguments: Sequence[str], commands: Mapping[str, Collection[str]]) 
         failure = explain(error, Call(arguments, commands.get("".join(arguments[:1]), ())))
         debug = _asked("--debug", arguments) and failure.exit_code == PrunekitError.exit_code
         answered = isinstance(failure, GateFailure)  # the result is out, and names the gates
-        as_json = _asked("--json", arguments) and processes.is_first() and not answered
+        as_json = _asked("--json", arguments) and distributed.is_first() and not answered
         report(failure, as_json=as_json, details=_traceback(error) if debug else "")
         sys.exit(failure.exit_code)
 
@@ -91,7 +91,7 @@ def report(failure: PrunekitError, *, as_json: bool, details: str = "") -> None:
         write(sys.stdout, to_json(failure.as_json()))
     hint = f"{_coloured('hint:', 36)} {failure.hint}\n" if failure.hint else ""
     with contextlib.suppress(ValueError):
-        write(sys.stderr, f"{details}{_coloured('error:', 31)} {processes.speaker()}{failure.message}\n{hint}")
+        write(sys.stderr, f"{details}{_coloured('error:', 31)} {distributed.speaker()}{failure.message}\n{hint}")
 
 
 def end_with(failure: PrunekitError, code: int | None = None) -> NoReturn:
@@ -185,7 +185,7 @@ def _write_log(error: BaseException) -> str | None:
     from prunekit import __version__
 
     with contextlib.suppress(OSError, ImportError):
-        from prunekit.token_cache import folder as cache
+        from prunekit.cache import folder as cache
 
         folder = cache() / "logs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ def _terminable() -> Iterator[None]:
 
     ends = dict.fromkeys((signal.SIGTERM, signal.SIGINT), signal.SIG_DFL)
     with contextlib.ExitStack() as handled:
-        for number, handler in ({signal.SIGTERM: end} if processes.is_first() else ends).items():
+        for number, handler in ({signal.SIGTERM: end} if distributed.is_first() else ends).items():
             handled.enter_context(_handling(number, handler))
         yield
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.bars import bar
 from prunekit.cli.screen import table
-from prunekit.words import change, interval, multiple, number, percent, plural
+from prunekit.formatting import change, interval, multiple, number, percent, plural
 
 if TYPE_CHECKING:
     from prunekit.evaluate.rows import Count, Evaluation, Number, Rate, Row

@@ -9,10 +9,10 @@ from prunekit.cli.command import Run, command
 from prunekit.cli.models import read_model
 from prunekit.cli.plan import kind_of, span
 from prunekit.cli.screen import facts, table
-from prunekit.words import megabytes
+from prunekit.formatting import megabytes
 
 if TYPE_CHECKING:
-    from prunekit.inspection import Inspection, LinearReport, SpectrumReport
+    from prunekit.compare.inspection import Inspection, LinearReport, SpectrumReport
 
 EXAMPLES = """
 prunekit inspect sample
@@ -62,10 +62,10 @@ def inspect(
 ) -> None:
     """Show what a model is made of, and what will load it."""
     spec = read_model(model)
-    from prunekit import inspection
+    from prunekit.compare import inspection
 
     if figure is not None:
-        from prunekit.figure import check_figure
+        from prunekit.spectra.plot import check_figure
 
         check_figure(figure)
 
@@ -98,7 +98,7 @@ def inspect(
 
 def _spectra(run: Run, spec: str, figure: Path | None, bits: float | None) -> "tuple[SpectrumReport, ...]":
     """What the spectra say, and a picture of them if one is wanted."""
-    from prunekit import inspection
+    from prunekit.compare import inspection
 
     found = inspection.inspect_spectra(
         spec,
@@ -107,7 +107,7 @@ def _spectra(run: Run, spec: str, figure: Path | None, bits: float | None) -> "t
         progress=run.screen.progress(),
     )
     if figure is not None:
-        from prunekit.figure import draw
+        from prunekit.spectra.plot import draw
 
         kinds = dict.fromkeys(kind_of(spectrum.linear.path) for spectrum in found)
         by_kind = {kind: [part for part in found if kind_of(part.linear.path) == kind] for kind in kinds}

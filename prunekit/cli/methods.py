@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunekit import registry
 from prunekit.cli import options
 from prunekit.cli.command import Run, command
 from prunekit.cli.screen import facts, table
+from prunekit.recipe import registry
 
 if TYPE_CHECKING:
-    from prunekit.fields import FieldText
-    from prunekit.registry import Plugin
+    from prunekit.recipe.fields import FieldText
+    from prunekit.recipe.registry import Plugin
 
 EXAMPLES = """
 prunekit methods
@@ -46,7 +46,7 @@ def _list(run: Run) -> None:
 
 def _show(run: Run, plugin: "Plugin") -> None:
     """Options come from the class itself, which is imported for that."""
-    from prunekit.fields import fields
+    from prunekit.recipe.fields import fields
 
     loaded = registry.load(plugin.name, plugin.kind)
     wanted = fields(loaded)

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from prunekit import processes
+from prunekit import distributed
 from prunekit.errors import InputError, UsageError
 
 
@@ -25,7 +25,7 @@ def read_models(specs: list[str]) -> list[str]:
 
 def read_stdin(what: str) -> str:
     """All of standard input; raises InputError when nobody writes to it."""
-    processes.refuse_standard_input()
+    distributed.refuse_standard_input()
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError(f"- reads {what} from standard input, which is a terminal", hint="pipe a command into it")
     text = sys.stdin.read().strip()

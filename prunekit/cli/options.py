@@ -31,14 +31,14 @@ def option(panel: str, metavar: str | None, text: str, *names: str, **more: Any)
 
 def method_names(incomplete: str) -> list[str]:
     """Names of methods and allocators that begin so, for the shell."""
-    from prunekit import registry
+    from prunekit.recipe import registry
 
     return [name for name in registry.names() if name.startswith(incomplete)]
 
 
 def allocator_names(incomplete: str) -> list[str]:
     """Names of allocators that begin so, for the shell."""
-    from prunekit import registry
+    from prunekit.recipe import registry
 
     return [name for name in registry.names("allocator") if name.startswith(incomplete)]
 

@@ -8,11 +8,11 @@ from prunekit.cli.bars import columns
 from prunekit.cli.command import Run
 from prunekit.cli.progress import duration
 from prunekit.cli.screen import facts
-from prunekit.words import number
+from prunekit.formatting import number
 
 if TYPE_CHECKING:
-    from prunekit.pipeline import Outcome
-    from prunekit.relayout import Relaid
+    from prunekit.run.pipeline import Outcome
+    from prunekit.run.relayout import Relaid
 
 SAME_SIZE = "note: zeroed weights stay in dense files: file size, memory and speed will not change"
 
@@ -49,7 +49,7 @@ def summary(outcome: "Outcome", model: str) -> list[tuple[str, str]]:
 
 def importance(outcome: "Outcome") -> str:
     """A letter for each block of the source, the higher the more it matters, x where it is gone; empty if unknown."""
-    from prunekit.manifest import MANIFEST, Manifest
+    from prunekit.export.manifest import MANIFEST, Manifest
 
     if not (Path(outcome.output) / MANIFEST).is_file():
         return ""

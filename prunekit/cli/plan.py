@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunekit import processes
+from prunekit import distributed
 from prunekit.cli import options
 from prunekit.cli.command import Run, command
 from prunekit.cli.screen import facts, table
@@ -35,11 +35,11 @@ def plan(
     if output is not None:
         check_output(output, force)
     recipe = run.recipe(model)
-    from prunekit import lockstep, pipeline
-    from prunekit.staging import storage_errors, write_atomically
+    from prunekit.files import storage_errors, write_atomically
+    from prunekit.run import pipeline, ranks
 
-    if not processes.is_first():
-        lockstep.follow(recipe, apply=False, offline=run.offline)
+    if not distributed.is_first():
+        ranks.follow(recipe, apply=False, offline=run.offline)
         return
     made = pipeline.make_plan(recipe, progress=run.screen.progress(), offline=run.offline)
     run.screen.done()

@@ -1,6 +1,6 @@
 """`prunekit prune`: from a model to a pruned, verified and measured model folder."""
 
-from prunekit import processes
+from prunekit import distributed
 from prunekit.cli import again, options, outcome, reporting
 from prunekit.cli.command import Run, command
 
@@ -41,11 +41,11 @@ def prune(
         return
     reporting.check(run)
     recipe = run.recipe(model)
-    from prunekit import lockstep, pipeline
-    from prunekit import recipe as recipes
+    from prunekit.recipe import recipe as recipes
+    from prunekit.run import pipeline, ranks
 
-    if not processes.is_first():
-        lockstep.follow(recipe, offline=run.offline)
+    if not distributed.is_first():
+        ranks.follow(recipe, offline=run.offline)
         return
     if recipes.method(recipe).needs.budget:
         run.screen.say(outcome.SAME_SIZE)

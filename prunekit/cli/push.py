@@ -10,10 +10,10 @@ from prunekit.cli.command import Run, command
 from prunekit.cli.models import read_model
 from prunekit.cli.screen import table
 from prunekit.errors import InputError
-from prunekit.words import megabytes
+from prunekit.formatting import megabytes
 
 if TYPE_CHECKING:
-    from prunekit.push import Upload
+    from prunekit.export.push import Upload
 
 EXAMPLES = """
 prunekit push sample-shortgpt-25 you/sample-small --dry-run
@@ -39,7 +39,7 @@ def push(
     Shows what is uploaded before it is; --dry-run stops there, and needs no network. The token is the one of
     `hf auth login`, or HF_TOKEN, and is never shown. Prints the address of the model.
     """
-    from prunekit import push as pushing
+    from prunekit.export import push as pushing
 
     place = Path(read_model(folder))
     if not place.is_dir():

@@ -13,7 +13,7 @@ from prunekit.cli.screen import table
 from prunekit.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from prunekit.recipe import Recipe
+    from prunekit.recipe.recipe import Recipe
 
 File = Annotated[Path | None, typer.Argument(metavar="FILE", help="Recipe to begin with.", show_default=False)]
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipes to check.")]
@@ -27,8 +27,8 @@ def show(run: Run, file: File = None) -> None:
 
     Precedence: flag, --set, PRUNEKIT_ variable, recipe, default.
     """
-    from prunekit import settings
-    from prunekit.recipe import value_at
+    from prunekit.recipe import settings
+    from prunekit.recipe.recipe import value_at
 
     if file is not None and run.values["recipe"] is not None:
         raise UsageError(f"two recipes are given, {file} and {run.values['recipe']}", hint="leave --recipe out")
@@ -60,8 +60,8 @@ def validate(run: Run, files: Files) -> None:
 
 def problem(file: Path) -> UsageError | None:
     """What is wrong with a recipe file, if anything."""
-    from prunekit import recipe as recipes
-    from prunekit import settings
+    from prunekit.recipe import recipe as recipes
+    from prunekit.recipe import settings
 
     try:
         found, _ = settings.build(file=file, complete=False)
@@ -76,7 +76,7 @@ def problem(file: Path) -> UsageError | None:
 @command()
 def schema(run: Run) -> None:
     """Print the JSON Schema of recipes, for editors and other programs."""
-    from prunekit.recipe import Recipe
+    from prunekit.recipe.recipe import Recipe
 
     made = Recipe.model_json_schema()
     run.screen.result(made, json.dumps(made, indent=2))
@@ -85,7 +85,7 @@ def schema(run: Run) -> None:
 @command()
 def init(run: Run, method: options.Method = None) -> None:
     """Print a recipe with every setting, its default, and what it means."""
-    from prunekit import settings
+    from prunekit.recipe import settings
 
     begun, _ = settings.build({"method": method or settings.DEFAULT_BASE}, complete=False)
     text = template(begun)
@@ -94,9 +94,9 @@ def init(run: Run, method: options.Method = None) -> None:
 
 def template(begun: "Recipe") -> str:
     """A commented recipe: the settings of the recipe, then those of its method."""
-    from prunekit import registry
-    from prunekit.fields import fields
-    from prunekit.recipe import Recipe, leaves
+    from prunekit.recipe import registry
+    from prunekit.recipe.fields import fields
+    from prunekit.recipe.recipe import Recipe, leaves
 
     groups = {path.partition(".")[0] for path in leaves() if "." in path}
     lines = ["# prunekit prune MODEL --recipe THIS-FILE", ""]

@@ -11,9 +11,9 @@ from prunekit.cli.screen import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from prunekit.evaluate.rows import Evaluation
-    from prunekit.pipeline import Outcome
-    from prunekit.recipe import Recipe
+    from prunekit.recipe.recipe import Recipe
     from prunekit.report.content import Report
+    from prunekit.run.pipeline import Outcome
 
 
 def check(run: Run) -> Path | None:
@@ -43,7 +43,7 @@ def of_run(run: Run, done: "Outcome", recipe: "Recipe") -> None:
     """The report of `prune` and `apply`, if one is wanted; its sample is written now."""
     if run.values["report"] is None:
         return
-    from prunekit.locate import locate
+    from prunekit.model.hub import locate
     from prunekit.report import of_run, said
 
     texts, remark = said.of_recipe(recipe, done.output, offline=run.offline, progress=run.screen.progress())

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.bars import bar
 from prunekit.cli.screen import table
-from prunekit.words import change, interval, megabytes, multiple, number, percent
+from prunekit.formatting import change, interval, megabytes, multiple, number, percent
 
 if TYPE_CHECKING:
-    from prunekit.runs import Run, Runs
+    from prunekit.compare.table import Run, Runs
 
 MARK = "*"
 

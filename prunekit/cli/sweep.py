@@ -48,8 +48,9 @@ def sweep(
     cannot be run is named, the others are run all the same, and the command ends with that cell's exit code.
     """
     reporting.check(run)
-    from prunekit import settings, sweep
-    from prunekit.grid import expand
+    from prunekit.recipe import settings
+    from prunekit.recipe.grid import expand
+    from prunekit.run import sweep
 
     flags = run.flags() | ({} if model is None else {"model": read_model(model)})
     cells = expand(settings.collect(flags, run.values["set"] or (), os.environ, file), file)

@@ -12,7 +12,7 @@ from prunekit.cli.screen import table
 from prunekit.errors import InputError, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from prunekit.comparison import Comparison
+    from prunekit.compare.folders import Comparison
 
 EXAMPLES = """
 prunekit verify sample-wanda-50
@@ -52,7 +52,7 @@ def verify(run: Run, folder: Folder, against: Against = None, mode: Mode = "auto
         raise UsageError("OUT and --against cannot both be read from standard input", hint="give one a path")
     place = _folder(read_model(folder))
     comparison = None if against is None else _compare(run, place, read_model(against))
-    from prunekit.verify import verify as check
+    from prunekit.export.verify import verify as check
 
     found = check(
         place,
@@ -74,8 +74,8 @@ def _folder(name: str) -> Path:
 
 def _compare(run: Run, folder: Path, model: str) -> dict[str, Any]:
     """Show the differences on standard error; raises VerificationError for one that no plan explains."""
-    from prunekit.comparison import compare
-    from prunekit.locate import locate
+    from prunekit.compare.folders import compare
+    from prunekit.model.hub import locate
 
     found = compare(folder, locate(model, offline=run.offline))
     run.screen.say(f"{found.same} tensors are equal to {model}'s, {len(found.differing)} differ")
@@ -91,7 +91,7 @@ def _compare(run: Run, folder: Path, model: str) -> dict[str, Any]:
 
 def _unexplained(found: "Comparison", folder: Path) -> list[str]:
     """Differences beyond the weights that the folder's own plan zeroes; none where it does more, or is not known."""
-    from prunekit.manifest import MANIFEST, Manifest
+    from prunekit.export.manifest import MANIFEST, Manifest
 
     if not (folder / MANIFEST).is_file():
         return []

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunekit import walk
+from prunekit.blockwise import walk
+from prunekit.blockwise.loss import CHUNK, exp_or_inf, mean_loss
 from prunekit.evaluate import rows
 from prunekit.evaluate.perplexity import Windows
-from prunekit.loss import CHUNK, exp_or_inf, mean_loss
-from prunekit.model import PrunableModel
+from prunekit.model.prunable import PrunableModel
 from prunekit.progress import Progress, Silent
 
 

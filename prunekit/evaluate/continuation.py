@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from prunekit.checkpoint import Checkpoint
-from prunekit.compute import choose_device, choose_dtype, give_back_memory
-from prunekit.model import PrunableModel
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.device import choose_device, choose_dtype, give_back_memory
+from prunekit.model.prunable import PrunableModel
 from prunekit.plan import Frozen
 from prunekit.progress import Progress, Silent
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from prunekit import processes
-from prunekit.checkpoint import Checkpoint
+from prunekit import distributed
 from prunekit.evaluate.speed import Place, Runner, SpeedOptions
+from prunekit.model.checkpoint import Checkpoint
 
 PEAK = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")  # 5 sets the peak to what is resident now
@@ -39,7 +39,7 @@ def peak_memory(folder: Path, options: SpeedOptions, place: Place) -> int | None
         capture_output=True,
         encoding="utf-8",
         errors="replace",
-        env=processes.environment() | QUIET,
+        env=distributed.environment() | QUIET,
         check=False,
     )
     with suppress(ValueError, IndexError):

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prunekit import token_cache, walk
-from prunekit.calibration import check_vocabulary, encode, max_positions, tokenizer_identity
+from prunekit import cache
+from prunekit.blockwise import walk
+from prunekit.blockwise.loss import exp_or_inf, mean_loss
 from prunekit.errors import InputError, UnsupportedError, UsageError
-from prunekit.loss import exp_or_inf, mean_loss
-from prunekit.model import PrunableModel
+from prunekit.model.prunable import PrunableModel
 from prunekit.progress import Progress, Silent
-from prunekit.texts import Text, load_text
+from prunekit.text.calibration import check_vocabulary, encode, max_positions, tokenizer_identity
+from prunekit.text.sources import Text, load_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -159,11 +160,11 @@ def _cached_windows(
     """`windows`, remembered: the same text is measured before and after pruning, and for every method."""
     asked = {"window": protocol.window_for(positions), "limit": limit, "bound": text.max_windows}
     identity = {"text": text.identity(), "join": text.separator, "tokenizer": tokenizer_identity(tokenizer)}
-    entry = token_cache.folder() / "evaluation" / f"{token_cache.key(version=1, **asked, **identity)}.safetensors"
-    if found := token_cache.read(entry):
+    entry = cache.folder() / "evaluation" / f"{cache.key(version=1, **asked, **identity)}.safetensors"
+    if found := cache.read(entry):
         return found[0]
     ids = windows(text, tokenizer, protocol, positions, limit)
-    token_cache.write(entry, ids, {})
+    cache.write(entry, ids, {})
     return ids
 
 

@@ -20,14 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from prunekit.calibration import max_positions
-from prunekit.checkpoint import Checkpoint
 from prunekit.errors import UnsupportedError, UsageError
 from prunekit.evaluate.compiling import compilation
+from prunekit.evaluate.intervals import FEWEST, rate
 from prunekit.evaluate.rows import Count, Speed, ratio
-from prunekit.evaluate.spread import FEWEST, rate
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.skeleton import build_skeleton, load_config, load_whole
 from prunekit.progress import Progress, Silent
-from prunekit.skeleton import build_skeleton, load_config, load_whole
+from prunekit.text.calibration import max_positions
 
 WARM_UP = 2  # rounds that do not count: caches fill, kernels are chosen
 

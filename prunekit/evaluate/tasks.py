@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoTokenizer
 
-from prunekit.checkpoint import Checkpoint
 from prunekit.errors import InputError, UsageError
 from prunekit.evaluate import sample_task
 from prunekit.evaluate.rows import Accuracy, plain
-from prunekit.layer_code import is_ours
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.modeling_file import is_ours
+from prunekit.model.skeleton import load_whole
 from prunekit.progress import Progress, Silent
-from prunekit.skeleton import load_whole
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

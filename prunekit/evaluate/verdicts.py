@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import inf
 
 from prunekit.errors import GateFailure
-from prunekit.evaluate.gates import BYTES, NUMBERS, Gates, amount
 from prunekit.evaluate.rows import Accuracy, Number, Perplexity, Rate, Row, Verdict
+from prunekit.recipe.limits import BYTES, NUMBERS, Gates, amount
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")  # what lm-eval calls them; the first that a task has
 ROUNDING = 1e-9  # 0.60 - 0.58 is a little above 0.02

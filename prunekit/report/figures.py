@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunekit.compare.table import Run
 from prunekit.evaluate.rows import Rate, Row
-from prunekit.manifest import Manifest
+from prunekit.export.manifest import Manifest
+from prunekit.formatting import interval, multiple, number, percent, plural
 from prunekit.report import svg
 from prunekit.report.content import Figure, Table
-from prunekit.runs import Run
-from prunekit.words import interval, multiple, number, percent, plural
 
-SPECTRA = "spectra"  # in a plan's evidence: `prunekit.spectra.sketch`
+SPECTRA = "spectra"  # in a plan's evidence: `prunekit.spectra.spectrum.sketch`
 
 
 def of_blocks(manifest: Manifest) -> list[Figure]:

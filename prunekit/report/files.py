@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError
+from prunekit.files import storage_errors, write_atomically
 from prunekit.report.content import Report
 from prunekit.report.render import MARK, html, markdown
-from prunekit.staging import storage_errors, write_atomically
 
 SUFFIXES = (".html", ".md", ".json")
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunekit.evaluate.rows import Count, Evaluation, Row
+from prunekit.formatting import change, interval, listed, megabytes, number, percent, plural
 from prunekit.report.content import Passage, Report, Section, Table
 from prunekit.report.figures import of_rows
 from prunekit.report.of_run import gates, sample
-from prunekit.words import change, interval, listed, megabytes, number, percent, plural
 
 if TYPE_CHECKING:
     from prunekit.evaluate.continuation import Continuation

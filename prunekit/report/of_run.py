@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.card import repeat_command
+from prunekit.compare.table import allocated, stored_bytes
 from prunekit.evaluate.rows import Verdict
-from prunekit.manifest import Manifest
-from prunekit.recipe import Recipe
+from prunekit.export.card import repeat_command
+from prunekit.export.manifest import Manifest
+from prunekit.formatting import change, listed, megabytes, number, percent, plural, span
+from prunekit.recipe.recipe import Recipe
 from prunekit.report.content import Passage, Report, Section, Table
 from prunekit.report.figures import of_blocks
-from prunekit.runs import allocated, stored_bytes
-from prunekit.words import change, listed, megabytes, number, percent, plural, span
 
 if TYPE_CHECKING:
     from prunekit.evaluate.continuation import Continuation
-    from prunekit.pipeline import Outcome
+    from prunekit.run.pipeline import Outcome
 
 GREEDY = "Each model goes on from the same beginning, always with its most likely token."
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
+from prunekit.compare.table import Run, Runs
 from prunekit.evaluate.rows import Row, Verdict
+from prunekit.formatting import change, interval, listed, megabytes, multiple, number, percent, plural
 from prunekit.report.content import Cell, Passage, Report, Section, Table
 from prunekit.report.figures import of_rows, of_runs
 from prunekit.report.of_evaluation import tables
 from prunekit.report.of_run import gates
-from prunekit.runs import Run, Runs
-from prunekit.sweep import Sweep
-from prunekit.words import change, interval, listed, megabytes, multiple, number, percent, plural
+from prunekit.run.sweep import Sweep
 
 NUMBERS = frozenset(
     ("ratio", "parameters", "size", "blocks", "zeros", "perplexity", "to dense", "work", "speed", "95 % interval")

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prunekit import __version__
-from prunekit.card import indented
+from prunekit.export.card import indented
 from prunekit.report.content import Figure, Report, Section, Table
 
 MARK = "prunekit report"

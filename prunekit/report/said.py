@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from prunekit.calibration import default_source
-from prunekit.checkpoint import Checkpoint
-from prunekit.compute import choose_device, choose_dtype
 from prunekit.errors import InputError
 from prunekit.evaluate.continuation import Continuation, beginning, continuations
 from prunekit.evaluate.perplexity import read_text
-from prunekit.locate import locate
+from prunekit.export.verify import fits
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.device import choose_device, choose_dtype
+from prunekit.model.hub import locate
 from prunekit.progress import Progress
-from prunekit.recipe import Recipe
-from prunekit.texts import evaluation_for
-from prunekit.verify import fits
+from prunekit.recipe.recipe import Recipe
+from prunekit.text.calibration import default_source
+from prunekit.text.sources import evaluation_for
 
 MOST = 6  # models that write
 Said = tuple[list[Continuation], str]

@@ -47,7 +47,7 @@ def run() -> Run:
 @pytest.fixture
 def pruned(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Let `prune` and `apply` succeed at once; holds what the pipeline was called with."""
-    from prunekit import pipeline
+    from prunekit.run import pipeline
 
     called: dict[str, Any] = {}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.evaluate import session
+from prunekit.evaluate import timing
 
 from .conftest import Run
 
@@ -57,7 +57,7 @@ def test_a_dense_model_whose_place_is_unknown_is_asked_for(run: Run, runs: list[
 
 
 def test_speed_has_its_own_front_and_columns(run: Run, runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "peak_memory", lambda *_: 1000)  # takes a process for each model
+    monkeypatch.setattr(timing, "peak_memory", lambda *_: 1000)  # takes a process for each model
     words = ("--speed", "--rounds", "6", "--prompt-tokens", "8", "--new-tokens", "2", "--report", "found.json")
     head = run("compare", *runs, *words).stdout.splitlines()[0]
     assert head.split()[-5:] == "speed 95 % interval best".split()

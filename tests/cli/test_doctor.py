@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from prunekit import registry
 from prunekit.errors import UnsupportedError
+from prunekit.recipe import registry
 
 from .conftest import Run
 

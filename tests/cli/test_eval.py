@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from prunekit.assessment import Texts
-from prunekit.evaluate.gates import Gates
 from prunekit.evaluate.rows import Accuracy, Count, Evaluation, Perplexity, Rate, Row, Size, Speed
+from prunekit.evaluate.side_by_side import Texts
 from prunekit.evaluate.speed import SpeedOptions
 from prunekit.evaluate.tasks import TaskOptions
 from prunekit.evaluate.verdicts import judge
+from prunekit.recipe.limits import Gates
 
 from .conftest import Run
 
@@ -40,7 +40,7 @@ DENSE, PRUNED = row("dense", baseline=True), row("pruned", value=10.0, ratio=1.2
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Let `eval` find the rows above at once, or those under `models`; holds what it was called with."""
-    from prunekit import assessment
+    from prunekit.evaluate import side_by_side
 
     calls: dict[str, Any] = {}
 
@@ -49,7 +49,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         calls.update(models=list(models), **more)
         return Evaluation(models=found, gates=judge(more["gates"], found))
 
-    monkeypatch.setattr(assessment, "evaluate", evaluate)
+    monkeypatch.setattr(side_by_side, "evaluate", evaluate)
     return calls
 
 

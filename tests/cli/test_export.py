@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from contract_checks import bytes_of
-from prunekit.checkpoint import Checkpoint
+from prunekit.model.checkpoint import Checkpoint
 
 from .conftest import Run
 

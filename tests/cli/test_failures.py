@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from prunekit import token_cache
+from prunekit import cache
 from prunekit.cli.app import app, known_options
 from prunekit.cli.failures import Call, Terminated, explain
 from prunekit.errors import PrunekitError, ResourceError
@@ -25,7 +25,7 @@ WANDA = ("prune", "sample", "-m", "wanda", "-r", "0.5")
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`failing(error)` lets the pipeline raise it."""
-    from prunekit import pipeline
+    from prunekit.run import pipeline
 
     def use(error: BaseException) -> None:
         def fail(*_: Any, **__: Any) -> None:
@@ -122,7 +122,7 @@ def test_an_internal_error_leaves_its_traceback_in_a_file_and_on_stderr_only_wit
     plain, debug = run(*WANDA, "-q"), run(*WANDA, "-q", "--debug")
     log = Path(plain.stderr.split("the details are in ")[1].partition(";")[0])
 
-    assert log.parent == token_cache.folder() / "logs"
+    assert log.parent == cache.folder() / "logs"
     assert "ZeroDivisionError: division by zero" in log.read_text()
     assert "Traceback" in log.read_text()
     assert "Traceback" not in plain.stderr

@@ -9,8 +9,8 @@ import typer
 
 from prunekit.cli import options
 from prunekit.cli.app import app
-from prunekit.recipe import Recipe, value_at
-from prunekit.settings import SETTINGS
+from prunekit.recipe.recipe import Recipe, value_at
+from prunekit.recipe.settings import SETTINGS
 
 from .conftest import Run
 

@@ -1,6 +1,6 @@
 import json
 
-from prunekit import registry
+from prunekit.recipe import registry
 
 from .conftest import Run
 

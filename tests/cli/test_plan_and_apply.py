@@ -25,7 +25,7 @@ WANDA = ("-m", "wanda", "-r", "0.5")
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit import pipeline
+    from prunekit.run import pipeline
 
     monkeypatch.setattr(pipeline, "make_plan", lambda recipe, **_: PLAN)
 
@@ -62,7 +62,7 @@ def test_a_plan_that_cannot_be_written_ends_with_4(run: Run, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("planned")
 def test_a_plan_does_not_replace_what_is_no_plan(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit import pipeline
+    from prunekit.run import pipeline
 
     file = tmp_path / "notes.json"
     file.write_text(json.dumps({"plan": json.loads(PLAN.to_json())}))  # a manifest holds a plan and more
@@ -150,7 +150,7 @@ def test_a_plan_that_is_none_is_refused(run: Run, words: tuple[str, ...], stdin:
 
 
 def test_a_plan_for_another_model_keeps_the_error_of_the_pipeline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit import pipeline
+    from prunekit.run import pipeline
 
     def refuse(*_: Any, **__: Any) -> None:
         raise InputError("the plan was made for another model")

@@ -28,7 +28,7 @@ def test_stdout_is_the_path_of_the_new_folder_and_stderr_the_rest(run: Run, prun
 
 
 def test_the_summary_says_when_the_text_was_calibrated_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit import pipeline
+    from prunekit.run import pipeline
 
     measured = {**OUTCOME["perplexity"], "set": "notes.txt", "calibration_text": True}
     done = pipeline.Outcome(**{**OUTCOME, "perplexity": measured})
@@ -171,7 +171,7 @@ def test_an_existing_output_is_refused_before_any_work(run: Run, tmp_path: Path)
 def test_an_error_of_the_pipeline_keeps_its_code_and_is_json_on_demand(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunekit import pipeline
+    from prunekit.run import pipeline
 
     def fail(*_: Any, **__: Any) -> None:
         raise VerificationError("logits differ", hint="look")
@@ -187,7 +187,7 @@ def test_an_error_of_the_pipeline_keeps_its_code_and_is_json_on_demand(
 
 
 def test_what_a_library_prints_does_not_reach_stdout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit import pipeline
+    from prunekit.run import pipeline
 
     def prune(*_: Any, **__: Any) -> Any:
         print("a stray line")

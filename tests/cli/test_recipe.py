@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from prunekit import yaml_text
-from prunekit.recipe import Recipe
+from prunekit.recipe import yaml
+from prunekit.recipe.recipe import Recipe
 
 from .conftest import Run
 
@@ -77,7 +77,7 @@ def test_the_schema_is_that_of_the_recipe(run: Run) -> None:
 def test_a_recipe_that_init_begins_is_valid_and_holds_every_default(run: Run, tmp_path: Path, method: str) -> None:
     text = run("recipe", "init", "-m", method).stdout
     (tmp_path / "begun.yaml").write_text(text)
-    recipe = Recipe.model_validate(yaml_text.parse(text, name="begun"))
+    recipe = Recipe.model_validate(yaml.parse(text, name="begun"))
 
     assert run("recipe", "validate", tmp_path / "begun.yaml").exit_code == 0
     assert recipe.model_copy(update={"options": {}}) == Recipe(model="sample", method=method, ratio=0.5)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.manifest import Manifest
-from prunekit.settings import build
+from prunekit.export.manifest import Manifest
+from prunekit.recipe.settings import build
 
 from .conftest import Run
 

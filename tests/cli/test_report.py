@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from report.checks import check
+from page_checks import check
 
 from .conftest import Run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prunekit.evaluate import session
+from prunekit.evaluate import timing
 from prunekit.evaluate.speed import Round, Runner
 
 from .conftest import Run
@@ -49,8 +49,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of all generations; memory and operations are made up, too."""
     found = Clock()
     monkeypatch.setattr(Runner, "run", lambda runner: found.run(runner))
-    monkeypatch.setattr(session, "peak_memory", lambda *_: 1000)
-    monkeypatch.setattr(session, "flops_per_token", lambda *_: 1000)
+    monkeypatch.setattr(timing, "peak_memory", lambda *_: 1000)
+    monkeypatch.setattr(timing, "flops_per_token", lambda *_: 1000)
     return found
 
 

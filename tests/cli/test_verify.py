@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from prunekit import verify as verification
-from prunekit.checks import Check
+from prunekit.export import verify as verification
+from prunekit.export.checks import Check
 
 from .conftest import Run
 
@@ -46,7 +46,7 @@ def test_differences_from_a_model_are_shown(run: Run, tiny_llama: Callable[..., 
 def test_a_difference_that_the_manifest_does_not_name_ends_with_6(
     run: Run, tiny_llama: Callable[..., Path], checked: dict[str, Any]
 ) -> None:
-    from prunekit.manifest import Manifest, Result, Source
+    from prunekit.export.manifest import Manifest, Result, Source
     from prunekit.plan import PrunePlan
 
     one, other = tiny_llama(name="one"), tiny_llama(name="other", seed=1)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from prunekit import assessment, loss
-from prunekit.assessment import Texts
-from prunekit.evaluate import agreement
+from prunekit.blockwise import loss
+from prunekit.evaluate import agreement, side_by_side
 from prunekit.evaluate.agreement import Agreement, divergence
-from prunekit.model import PrunableModel
+from prunekit.evaluate.side_by_side import Texts
+from prunekit.model.prunable import PrunableModel
 
 Model = Callable[..., Path]
 TEXT = "The cat sat on the mat, and the dog sat on the log; 0123456789 is a number.\n"
@@ -71,7 +71,7 @@ def test_figures_are_those_of_plain_transformers(tiny_llama: Model, text: str) -
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     one, other = tiny_llama(name="one"), tiny_llama(name="other", seed=1)
-    row = assessment.evaluate([str(other)], baseline=str(one), texts=Texts([text], windows=3)).models[1].perplexity[0]
+    row = side_by_side.evaluate([str(other)], baseline=str(one), texts=Texts([text], windows=3)).models[1].perplexity[0]
 
     ids = AutoTokenizer.from_pretrained(one)(Path(text).read_text(), return_tensors="pt", verbose=False).input_ids
     windows = ids[0, : 3 * 128].view(3, 128)
@@ -87,7 +87,7 @@ def test_figures_are_those_of_plain_transformers(tiny_llama: Model, text: str) -
 
 def test_a_model_agrees_with_itself_to_the_bit(tiny_llama: Model, text: str) -> None:
     one = str(tiny_llama())
-    done = assessment.evaluate([one], baseline=one, texts=Texts([text], windows=3))
+    done = side_by_side.evaluate([one], baseline=one, texts=Texts([text], windows=3))
     dense, itself = done.models
     (mine,) = itself.perplexity
 
@@ -99,8 +99,8 @@ def test_a_model_agrees_with_itself_to_the_bit(tiny_llama: Model, text: str) -> 
 
 def test_hidden_states_of_both_can_wait_on_disk(tiny_llama: Model, text: str) -> None:
     one, other = str(tiny_llama(name="one")), str(tiny_llama(name="other", seed=1))
-    kept = assessment.evaluate([other], baseline=one, texts=Texts([text, text], windows=2))
-    assert assessment.evaluate([other], baseline=one, texts=Texts([text, text], windows=2), offload="disk") == kept
+    kept = side_by_side.evaluate([other], baseline=one, texts=Texts([text, text], windows=2))
+    assert side_by_side.evaluate([other], baseline=one, texts=Texts([text, text], windows=2), offload="disk") == kept
 
 
 def test_the_baseline_goes_through_a_text_once_for_all_models(
@@ -116,12 +116,12 @@ def test_the_baseline_goes_through_a_text_once_for_all_models(
     monkeypatch.setattr(agreement.walk, "passed", watched)
     folders = [tiny_llama(name=name, seed=seed) for seed, name in enumerate(("dense", "one", "other"))]
     dense, *models = map(str, folders)
-    assessment.evaluate(models, baseline=dense, texts=Texts([text], windows=2))
+    side_by_side.evaluate(models, baseline=dense, texts=Texts([text], windows=2))
     assert walked == folders
 
 
 def test_models_that_choose_from_other_vocabularies_are_not_compared(tiny_llama: Model, text: str) -> None:
     one, other = str(tiny_llama(name="one")), str(tiny_llama(name="other", vocab_size=352))
-    figure = assessment.evaluate([other], baseline=one, texts=Texts([text], windows=1)).models[1].perplexity[0]
+    figure = side_by_side.evaluate([other], baseline=one, texts=Texts([text], windows=1)).models[1].perplexity[0]
     assert (figure.kl, figure.agreement) == (None, None)
     assert figure.ratio is not None, "perplexity on the same tokens can be compared"

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from prunekit import assessment
 from prunekit.errors import UnsupportedError, UsageError
+from prunekit.evaluate import side_by_side
 from prunekit.evaluate.compiling import compilation, refuse_without_compiler
 from prunekit.evaluate.speed import SpeedOptions
 
@@ -13,11 +13,11 @@ from prunekit.evaluate.speed import SpeedOptions
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of what its compiler imports
 def test_a_missing_compiler_is_a_usage_error_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    monkeypatch.setattr(assessment, "Sessions", None)
+    monkeypatch.setattr(side_by_side, "Sessions", None)
     torch.compiler.reset()
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler.*no-such-compiler") as found:
-        assessment.evaluate(
-            ["sample"], texts=assessment.Texts(["none"]), speed=SpeedOptions(compile=True), device="cpu"
+        side_by_side.evaluate(
+            ["sample"], texts=side_by_side.Texts(["none"]), speed=SpeedOptions(compile=True), device="cpu"
         )
     assert found.value.hint == "apt-get install g++ (or name one in the variable CXX), or leave --compile out"
 

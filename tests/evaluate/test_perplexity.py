@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from prunekit.checkpoint import Checkpoint
+from prunekit.blockwise.loss import mean_loss
 from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.evaluate import perplexity as module
 from prunekit.evaluate.perplexity import (
@@ -24,9 +24,9 @@ from prunekit.evaluate.perplexity import (
     read_text,
     windows,
 )
-from prunekit.loss import mean_loss
-from prunekit.model import PrunableModel
-from prunekit.texts import Text
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.prunable import PrunableModel
+from prunekit.text.sources import Text
 
 TEXT = "The cat sat on the mat, and the dog sat on the log. " * 40
 

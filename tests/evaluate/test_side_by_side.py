@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from prunekit import assessment, pipeline
-from prunekit.assessment import Texts
 from prunekit.errors import InputError, UsageError
-from prunekit.evaluate import perplexity
+from prunekit.evaluate import perplexity, side_by_side
+from prunekit.evaluate.side_by_side import Texts
 from prunekit.progress import Silent
+from prunekit.run import pipeline
 
 Model = Callable[..., Path]
 TEXT = "The cat sat on the mat, and the dog sat on the log; 0123456789 is a number.\n"
@@ -54,7 +54,7 @@ def test_a_ratio_is_null_where_the_tokens_differ(tiny_llama: Model, text: str) -
     one, other, same = (str(tiny_llama(name=name)) for name in ("one", "other", "same"))
     other_tokenizer(Path(other))
     heard = Notes()
-    done = assessment.evaluate([other, same], baseline=one, texts=Texts([text], windows=2), progress=heard)
+    done = side_by_side.evaluate([other, same], baseline=one, texts=Texts([text], windows=2), progress=heard)
     dense, differing, equal = (row.perplexity[0] for row in done.models)
 
     assert dense.windows == differing.windows == 2, "their number alone does not tell"
@@ -79,7 +79,7 @@ def test_everything_is_found_before_the_first_is_measured(missing: str, tiny_lla
         (how if missing == "protocol" else more)[missing] = "foo"
     heard = Notes()
     with pytest.raises((InputError, UsageError)):
-        assessment.evaluate([str(one), str(other)], texts=Texts(sets, **how), progress=heard, **more)
+        side_by_side.evaluate([str(one), str(other)], texts=Texts(sets, **how), progress=heard, **more)
     assert heard.stages == []
 
 
@@ -94,8 +94,8 @@ def test_hidden_states_can_wait_on_disk_and_nothing_stays_there(
         perplexity.walk, "logits", lambda *all, **more: used.append(more["offload"]) or logits(*all, **more)
     )
     model = str(tiny_llama())
-    on_disk = assessment.evaluate([model], texts=Texts([text], windows=2), offload="disk")
-    assert on_disk == assessment.evaluate([model], texts=Texts([text], windows=2))
+    on_disk = side_by_side.evaluate([model], texts=Texts([text], windows=2), offload="disk")
+    assert on_disk == side_by_side.evaluate([model], texts=Texts([text], windows=2))
     assert used[0].is_relative_to(tmp_path / "temporary") and used[1] is None
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -106,16 +106,16 @@ def test_the_column_of_a_table_can_be_named(tiny_llama: Model, tmp_path: Path) -
     lines = [json.dumps({"title": "a", "body": TEXT * 10}) for _ in range(3)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     model, table = str(tiny_llama()), str(tmp_path / "a.jsonl")
-    (row,) = assessment.evaluate([model], texts=Texts([table], windows=1, column="body")).models
+    (row,) = side_by_side.evaluate([model], texts=Texts([table], windows=1, column="body")).models
     assert float(row.perplexity[0].value) > 1
     with pytest.raises(InputError, match="several columns of text"):
-        assessment.evaluate([model], texts=Texts([table]))
+        side_by_side.evaluate([model], texts=Texts([table]))
 
 
 def test_a_run_measures_before_and_after_with_hidden_states_where_it_was_told_to(
     tiny_llama: Model, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunekit import settings
+    from prunekit.recipe import settings
 
     monkeypatch.chdir(tmp_path)
     used: list[Any] = []

@@ -9,14 +9,13 @@ from statistics import median
 import pytest
 import torch
 
-from prunekit import assessment
-from prunekit.checkpoint import Checkpoint
 from prunekit.errors import UsageError
-from prunekit.evaluate import session
+from prunekit.evaluate import side_by_side, timing
 from prunekit.evaluate import speed as module
+from prunekit.evaluate.intervals import FEWEST, median_interval, rate
 from prunekit.evaluate.memory import peak_memory
 from prunekit.evaluate.speed import Place, Round, Runner, SpeedOptions, beside, flops_per_token, summary, timed
-from prunekit.evaluate.spread import FEWEST, median_interval, rate
+from prunekit.model.checkpoint import Checkpoint
 
 Model = Callable[..., Path]
 CPU = Place(torch.device("cpu"), torch.float32)
@@ -136,9 +135,9 @@ def test_peak_memory_is_that_of_a_process_of_its_own(tiny_llama: Model) -> None:
 
 
 def test_rows_hold_speeds_and_ratios_of_two_models(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "peak_memory", lambda *_: 1000)
+    monkeypatch.setattr(timing, "peak_memory", lambda *_: 1000)
     dense, shallow = str(tiny_llama(name="dense")), str(tiny_llama(name="shallow", num_hidden_layers=2))
-    done = assessment.evaluate([shallow], baseline=dense, texts=assessment.Texts(["none"]), speed=SHORT)
+    done = side_by_side.evaluate([shallow], baseline=dense, texts=side_by_side.Texts(["none"]), speed=SHORT)
     first, second = (row.speed for row in done.models)
 
     assert first is not None and second is not None
@@ -147,5 +146,5 @@ def test_rows_hold_speeds_and_ratios_of_two_models(tiny_llama: Model, monkeypatc
     assert second.flops_per_token is not None and second.flops_per_token.ratio is not None
     assert 0.4 < second.flops_per_token.ratio < 0.8
     assert second.peak_memory is not None and second.peak_memory.ratio == 1.0
-    alone = assessment.evaluate([dense], texts=assessment.Texts(["none"]), speed=SHORT).models[0].speed
+    alone = side_by_side.evaluate([dense], texts=side_by_side.Texts(["none"]), speed=SHORT).models[0].speed
     assert alone is not None and alone.prefill.ratio is None and alone.decode.value > 0

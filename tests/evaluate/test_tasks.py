@@ -10,15 +10,14 @@ from typing import Any, cast
 import pytest
 
 from local_tasks import ASKED, write_tasks
-from prunekit import assessment
 from prunekit.errors import InputError, UsageError
-from prunekit.evaluate import sample_task, tasks
-from prunekit.evaluate.gates import Gates
+from prunekit.evaluate import sample_task, side_by_side, tasks
 from prunekit.evaluate.tasks import TaskOptions, Tasks, accuracies
+from prunekit.recipe.limits import Gates
 from prunekit.sample.text import documents
 
 LIMIT = 4
-NO_TEXT = assessment.Texts([assessment.NO_SET])
+NO_TEXT = side_by_side.Texts([side_by_side.NO_SET])
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: pip install 'prunekit[eval]'"
 )
@@ -33,7 +32,7 @@ def test_figures_are_those_of_lm_eval_itself(shared_data: Path, tmp_path: Path) 
         pytest.skip("needs the documents of real tasks: no folder tasks")
     model, files = shared_data / "models" / "stories260K", write_tasks(tmp_path, shared_data / "tasks", tmp_path / "c")
     asked = TaskOptions(files, limit=LIMIT)
-    (row,) = assessment.evaluate([str(model)], texts=NO_TEXT, tasks=asked, device="cpu").models
+    (row,) = side_by_side.evaluate([str(model)], texts=NO_TEXT, tasks=asked, device="cpu").models
 
     direct: Any = simple_evaluate(
         model="hf",
@@ -59,7 +58,7 @@ def test_the_sample_task_needs_no_network_and_is_judged(tmp_path: Path, monkeypa
     monkeypatch.setattr(sample_task.questions, "__defaults__", (6,))
     asked = TaskOptions(["sample"], limit=4, batch_size=2)
     gates = Gates.model_validate({"max_acc_drop": "0pt", "min_acc": {"sample": 0, "sample/acc_norm": 0}})
-    done = assessment.evaluate(["sample"], baseline="sample", texts=NO_TEXT, tasks=asked, gates=gates, device="cpu")
+    done = side_by_side.evaluate(["sample"], baseline="sample", texts=NO_TEXT, tasks=asked, gates=gates, device="cpu")
     dense, itself = done.models
 
     assert [(part.task, part.metric) for part in itself.tasks] == [("sample", "acc"), ("sample", "acc_norm")]
@@ -74,7 +73,7 @@ def test_the_sample_task_needs_no_network_and_is_judged(tmp_path: Path, monkeypa
 def test_a_gate_on_a_task_that_is_not_run_is_refused_before_the_work() -> None:
     gates = Gates(min_acc={"piqa": 0.5})
     with pytest.raises(UsageError, match="piqa is not among the tasks") as caught:
-        assessment.evaluate(["sample"], texts=NO_TEXT, tasks=TaskOptions(["sample"]), gates=gates)
+        side_by_side.evaluate(["sample"], texts=NO_TEXT, tasks=TaskOptions(["sample"]), gates=gates)
     assert caught.value.hint == "the tasks are sample"
 
 
@@ -168,8 +167,8 @@ def test_a_narrower_model_scores_the_same_through_lm_evals_own_loader_and_throug
 ) -> None:
     from lm_eval import simple_evaluate
 
-    from prunekit.pipeline import prune
-    from prunekit.recipe import Recipe
+    from prunekit.recipe.recipe import Recipe
+    from prunekit.run.pipeline import prune
 
     if not (shared_data / "tasks").is_dir():
         pytest.skip("needs the documents of real tasks: no folder tasks")
@@ -186,7 +185,7 @@ def test_a_narrower_model_scores_the_same_through_lm_evals_own_loader_and_throug
     done = prune(Recipe.model_validate(settings), tmp_path / "out")
     assert len(set(done.widths)) > 1
     files = write_tasks(tmp_path, shared_data / "tasks", tmp_path / "c")[:1]
-    (row,) = assessment.evaluate(
+    (row,) = side_by_side.evaluate(
         [done.output], texts=NO_TEXT, tasks=TaskOptions(files, limit=LIMIT), device="cpu"
     ).models
     direct: Any = simple_evaluate(

@@ -15,7 +15,7 @@ import torch
 from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, PretrainedConfig, Qwen3Config
 
 import contract_checks as checks
-from methods import reference
+import reference
 from prunekit.contract import Method
 from prunekit.plan import Pattern
 from prunekit_methods.magnitude import Magnitude

@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import contract_checks as checks
-from prunekit.allocation import check_budget
 from prunekit.contract import Context
-from prunekit.eigen import eigenvalues
-from prunekit.sparsity import mean_sparsity
-from prunekit.tails import measure
+from prunekit.spectra.eigenvalues import eigenvalues
+from prunekit.spectra.power_law import measure
+from prunekit.weights.allocation import check_budget
+from prunekit.weights.masks import mean_sparsity
 from prunekit_methods.alphapruning import AlphaPruning
 
 Make = Callable[..., Path]
@@ -133,7 +133,7 @@ def test_matrices_without_an_exponent_are_noted_and_never_give_a_nan(tiny_llama:
 
 def test_removed_blocks_take_no_part_and_get_the_target(tiny_llama: Make) -> None:
     ctx = context(tiny_llama(), AlphaPruning(), 0.6)
-    ctx.model.removed = frozenset({2})
+    ctx.model = ctx.model.without({2})
     budget = AlphaPruning().allocate(ctx, 0.6)
     check_budget(ctx, budget, 0.6, "alphapruning")
     assert {budget[path] for path in budget if ".layers.2." in path} == {0.6}

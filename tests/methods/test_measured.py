@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 import contract_checks as checks
-from prunekit.allocation import budget_of_blocks, check_budget
 from prunekit.contract import Budget, Context
-from prunekit.harm import Laboratory, Trial, or_inf
+from prunekit.weights.allocation import budget_of_blocks, check_budget
+from prunekit.weights.sensitivity import Laboratory, Trial, or_inf
 from prunekit_methods import measured
 from prunekit_methods.measured import Measured, beginnings
 
@@ -122,7 +122,7 @@ def test_harm_is_measured_by_the_score_of_the_method_that_runs(option: Any, meth
 
 def test_removed_blocks_take_no_part_and_get_the_target(tiny_llama: Make) -> None:
     ctx = context(tiny_llama())
-    ctx.model.removed = frozenset({0})
+    ctx.model = ctx.model.without({0})
     budget = Measured(rounds=1).allocate(ctx, 0.6)
     check_budget(ctx, budget, 0.6, "measured")
     assert {value for path, value in budget.items() if ".layers.0." in path} == {0.6}

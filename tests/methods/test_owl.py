@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import contract_checks as checks
-from prunekit.allocation import check_budget
-from prunekit.outliers import less_for_more, outlier_ratio
-from prunekit.walk import logits
+from prunekit.blockwise.walk import logits
+from prunekit.weights.allocation import check_budget
+from prunekit.weights.outliers import less_for_more, outlier_ratio
 from prunekit_methods.owl import OWL
 
 Make = Callable[..., Path]

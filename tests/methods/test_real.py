@@ -8,12 +8,12 @@ import pytest
 from torch import Tensor
 
 import contract_checks as checks
-from prunekit import registry
-from prunekit.calibration import calibrate, max_positions
 from prunekit.evaluate.perplexity import find_protocol, perplexity, windows
+from prunekit.recipe import registry
 from prunekit.sample import PATH as SAMPLE
-from prunekit.sparsity import mean_sparsity, measure_sparsity
-from prunekit.texts import load_text
+from prunekit.text.calibration import calibrate, max_positions
+from prunekit.text.sources import load_text
+from prunekit.weights.masks import mean_sparsity, measure_sparsity
 
 METHODS = ("dense", "magnitude", "wanda", "sparsegpt")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import contract_checks as checks
 from prunekit.errors import UnsupportedError
 from prunekit.plan import Pattern
-from prunekit.sparsity import keep_per_row
+from prunekit.weights.masks import keep_per_row
 from prunekit_methods import sparsegpt
 from prunekit_methods.sparsegpt import SparseGPT, inverse_factor, prune
 
@@ -202,8 +202,8 @@ def test_true_sequential_prunes_the_first_linears_alike_and_the_later_ones_from_
 def test_a_group_of_true_sequential_sees_the_block_as_the_groups_before_left_it(
     tiny_llama: Model, tmp_path: Path
 ) -> None:
-    from prunekit.statistics import Hessian
-    from prunekit.walk import walk
+    from prunekit.blockwise.statistics import Hessian
+    from prunekit.blockwise.walk import walk
 
     method = SparseGPT(true_sequential=True)
     groups, energies = list[list[str]](), dict[str, float]()

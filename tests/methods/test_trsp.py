@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import contract_checks as checks
-from prunekit import recipe as recipes
 from prunekit.errors import InputError, UsageError
 from prunekit.plan import RemoveBlock
-from prunekit.recipe import Recipe
+from prunekit.recipe import recipe as recipes
+from prunekit.recipe.recipe import Recipe
 from prunekit_methods.trsp import ROUNDS, TRSP
 
 Model = Callable[..., Path]
@@ -101,7 +101,7 @@ def test_a_trained_model_is_not_trained_again(
     first = checks.weights(ctx.model)
     monkeypatch.setattr(TRSP, "_train", lambda *_: pytest.fail("trained again"))
     again = checks.open_context(ctx.model.checkpoint.folder, method)
-    again.model.edits = ctx.model.edits
+    again.model = again.model.with_edits(ctx.model.edits)
     method.apply(again, plan)
     assert all(torch.equal(first[name], tensor) for name, tensor in checks.weights(again.model).items())
     assert again.notes == ctx.notes
@@ -133,9 +133,9 @@ def test_adapters_end_as_other_weights_of_the_blocks_that_stay(tiny_llama: Model
 
 
 def test_without_peft_adapters_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit import adapters
+    from prunekit.train import lora
 
-    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    monkeypatch.setattr(lora, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="peft"):
         recipes.method(Recipe(method="trsp", ratio=0.5, options={"train": "lora"}))
     assert recipes.method(Recipe(method="trsp", ratio=0.5, options={"train": "neighbours"}))

@@ -10,13 +10,13 @@ from torch import Tensor
 
 import contract_checks as checks
 import families
-from prunekit import registry
+from prunekit.blockwise.walk import logits
 from prunekit.contract import Context, Method
 from prunekit.errors import UnsupportedError
-from prunekit.model import PrunableModel
-from prunekit.narrowing import planned_ratio
+from prunekit.model.prunable import PrunableModel
 from prunekit.plan import PrunePlan
-from prunekit.walk import logits
+from prunekit.recipe import registry
+from prunekit.width.plan import planned_ratio
 from prunekit_methods.comp import COMP, losses
 from prunekit_methods.flap import FLAP
 from prunekit_methods.llm_pruner import LLMPruner, taylor
@@ -219,7 +219,7 @@ def test_a_model_of_experts_is_refused_before_any_work(name: str, tmp_path: Path
 
 
 def test_a_model_that_is_held_whole_is_pruned_like_any_other(tmp_path: Path) -> None:
-    from prunekit.export import export
+    from prunekit.export.folder import export
 
     folder = families.save("gpt_neox", tmp_path / "neox")
     ctx, _ = pruned(folder, COMP(layer_share=0), tmp_path / "work", ratio=0.2)

@@ -17,9 +17,9 @@ from prunekit.evaluate.rows import (
     Speed,
     Verdict,
 )
-from prunekit.manifest import LinearResult, Manifest, Result, Source
-from prunekit.pipeline import Outcome
+from prunekit.export.manifest import LinearResult, Manifest, Result, Source
 from prunekit.plan import PrunePlan, RemoveBlock, Sparsify
+from prunekit.run.pipeline import Outcome
 
 HOSTILE = "<script>alert(1)</script>"
 QUALITY = {"set": HOSTILE, "protocol": "sparsegpt", "window": 64, "windows": 2, "tokens": 126, "revision": None}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from page_checks import check, colours, contrast
+from prunekit.compare.table import table_of
 from prunekit.evaluate.continuation import Continuation
 from prunekit.evaluate.rows import Evaluation
 from prunekit.report.content import Report
@@ -15,10 +17,8 @@ from prunekit.report.of_evaluation import of_evaluation
 from prunekit.report.of_run import of_run
 from prunekit.report.of_runs import of_sweep, report_of_runs
 from prunekit.report.render import html, markdown
-from prunekit.runs import table
-from prunekit.sweep import CellResult, Sweep
+from prunekit.run.sweep import CellResult, Sweep
 
-from .checks import check, colours, contrast
 from .conftest import HOSTILE, folder_of, outcome, row, speed
 
 Made = Callable[[str], Report]
@@ -46,7 +46,9 @@ def made(tmp_path: Path, evaluation: Evaluation, said: list[Continuation]) -> Ma
             HOSTILE: folder_of(tmp_path / "a"),
             "b": folder_of(tmp_path / "b", zeroing=True, size=200, after=10.5),
         }
-        runs = table(folders, {HOSTILE: row(HOSTILE, 1.2), "b": row("b", 1.05, speed=speed(1.3))}, row("dense", None))
+        runs = table_of(
+            folders, {HOSTILE: row(HOSTILE, 1.2), "b": row("b", 1.05, speed=speed(1.3))}, row("dense", None)
+        )
         if kind == "compare":
             return report_of_runs(runs, "prunekit compare a b")
         failed = CellResult(name="c", state="failed", error=HOSTILE, code=3)

@@ -1,0 +1,1 @@
+"""Finished folders side by side."""

@@ -1,0 +1,1 @@
+"""The written model folder: staging, weights, manifest, card, verification, upload."""

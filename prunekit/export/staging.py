@@ -1,0 +1,233 @@
+"""The folder beside the target where a run keeps what it has finished; nothing half-made is ever seen.
+
+.OUT.prunekit/               OUT/.prunekit where nothing can be moved from beside OUT into it, as when OUT is a mount
+    lock                 held by the run that is at work, given back by the system however it ends
+    signature.json       what the run depends on; another run may go on from here only if it is the same
+    plan.json            what was decided, once it is
+    blocks/00003.safetensors   each pruned block, written, synced and renamed before the next begins
+    blocks/outside.safetensors embeddings, norm and head, where a method changed them
+    work/                the state of long work, such as training, from which it can go on
+    hidden/              hidden states that wait on disk; every run makes its own
+    probe.safetensors    a short sequence and the pruned model's logits for it
+    export/              the model folder being assembled, moved to OUT when it has been verified
+    replaced/            what lay in OUT, while the new files are moved in; it comes back if that is cut short
+    arriving.json        the names of the new files, from when the first may be in OUT
+    old/                 what lay in OUT, once all new files are in place
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import BaseFileLock
+
+from prunekit.errors import UsageError
+from prunekit.export.target import REPLACED, check_target, contents, real_path, working_folder
+from prunekit.files import acquire, storage_errors, sync, write_atomically
+from prunekit.model.checkpoint import read_json
+from prunekit.model.edits import Edits
+
+SIGNATURE = "signature.json"
+LOCK = "lock"
+PLAN = "plan.json"
+
+
+@dataclass
+class Staging:
+    """One run's working folder; `open` begins or resumes it, `publish` moves the result into place.
+
+    As a context manager it lets go of the folder at the end: what is `kept` stays for the next run, and a folder
+    without any is removed. An exception that passes through gets an attribute `kept`, which says which it was.
+    """
+
+    target: Path  # as the user calls it
+    place: Path  # where that is, whatever the current directory and symbolic links
+    folder: Path
+    source: Path | None = None
+    force: bool = False
+    resumed: bool = False
+    _lock: BaseFileLock | None = None
+
+    @classmethod
+    def open(
+        cls,
+        target: Path,
+        signature: Mapping[str, Any],
+        *,
+        source: Path | None = None,
+        force: bool = False,
+        restart: bool = False,
+    ) -> Self:
+        """Begin a run that will end at `target`, or go on with one that was interrupted; `source` is the dense model.
+
+        Raises UsageError when the target may not be written (see `check_target`), when another run is at work on it,
+        or when an interrupted run had another signature; InputError when the place cannot be written.
+        """
+        check_target(target, source=source, force=force)
+        place = real_path(target)
+        with storage_errors(target):
+            staging = cls(target, place, working_folder(place), source, force)
+            staging.folder.mkdir(parents=True, exist_ok=True)
+            staging._lock = acquire(staging.folder / LOCK, target)
+            try:
+                if staging._put_back():
+                    check_target(target, source=source, force=force)
+                staging.resumed = staging._begin(json.loads(json.dumps(signature)), restart)
+            except BaseException:
+                staging.release()
+                raise
+        return staging
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._lock is None:  # published, and the folder may be another run's by now
+            return
+        shutil.rmtree(self.hidden, ignore_errors=True)
+        if error is not None:
+            vars(error)["kept"] = self.kept
+        if not self.kept and not (self.folder / REPLACED).is_dir():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let other runs use the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _begin(self, signature: dict[str, Any], restart: bool) -> bool:
+        """Whether there is a run to go on with; what it left of an export is dropped."""
+        path = self.folder / SIGNATURE
+        for folder in (self.export_dir, self.hidden, self.folder / "old"):
+            shutil.rmtree(folder, ignore_errors=True)
+        begun = path.is_file() and (self.kept or self.plan_path.is_file())
+        if restart or not begun:
+            for folder in (self.folder / "blocks", self.work):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+            self.plan_path.unlink(missing_ok=True)
+            write_atomically(path, json.dumps(signature, indent=2, sort_keys=True) + "\n")
+            return False
+        _check_signature(read_json(path), signature, self.folder)
+        return True
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is finished work that another run can go on from."""
+        return bool(self.edits.finished_blocks()) or any(self.work.glob("*"))
+
+    @cached_property
+    def edits(self) -> Edits:
+        """The finished blocks."""
+        return Edits(self.folder)
+
+    @property
+    def hidden(self) -> Path:
+        """Where hidden states wait on disk; gone when the run ends, for the next one makes them anew."""
+        return self.folder / "hidden"
+
+    @property
+    def export_dir(self) -> Path:
+        """Where the model folder is assembled before it is moved to the target."""
+        return self.folder / "export"
+
+    @property
+    def plan_path(self) -> Path:
+        """The plan of the run, once it is made."""
+        return self.folder / PLAN
+
+    @property
+    def work(self) -> Path:
+        """Where long work keeps its state."""
+        return self.folder / "work"
+
+    @property
+    def probe_path(self) -> Path:
+        """Token ids and the pruned model's logits for them, against which the export is verified."""
+        return self.edits.probe_path
+
+    def publish(self) -> None:
+        """Move the assembled folder to the target, replacing what was in it, and drop the working folder.
+
+        Whatever goes wrong before the last file is in place, what was in the target comes back: at once, or, after
+        a kill, with the next run.
+        """
+        check_target(self.target, source=self.source, force=self.force)
+        with storage_errors(self.target):
+            if self.place.is_dir():
+                self._fill()
+            else:
+                os.replace(self.export_dir, self.place)
+                sync(self.place.parent)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+    def _fill(self) -> None:
+        """Exchange the files of a folder that stays, as it may be a mount or somebody's current directory."""
+        replaced, old = self.folder / REPLACED, self.folder / "old"
+        try:
+            self._arriving.unlink(missing_ok=True)
+            replaced.mkdir()
+            for path in reversed(contents(self.place)):
+                os.replace(path, replaced / path.name)
+            new = contents(self.export_dir)
+            write_atomically(self._arriving, json.dumps([path.name for path in new]))
+            for path in new:
+                os.replace(path, self.place / path.name)
+            sync(self.place)
+            os.replace(replaced, old)
+        except BaseException:
+            self._put_back()
+            raise
+
+    def _put_back(self) -> bool:
+        """Undo an exchange that was cut short, unless all new files are in place; whether there was one."""
+        replaced = self.folder / REPLACED
+        if not replaced.is_dir():
+            return False
+        if self.export_dir.is_dir() and not any(self.export_dir.iterdir()):
+            os.replace(replaced, self.folder / "old")
+            return True
+        self.place.mkdir(parents=True, exist_ok=True)
+        if self._arriving.is_file():
+            for name in json.loads(self._arriving.read_text(encoding="utf-8")):
+                (self.place / name).unlink(missing_ok=True)
+            self._arriving.unlink()
+        for path in contents(replaced):
+            os.replace(path, self.place / path.name)
+        replaced.rmdir()
+        return True
+
+    @property
+    def _arriving(self) -> Path:
+        return self.folder / "arriving.json"
+
+
+def _check_signature(found: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
+    differing = [key for key in sorted(found.keys() | expected.keys()) if found.get(key) != expected.get(key)]
+    if differing:
+        details = "; ".join(_difference(key, found.get(key), expected.get(key)) for key in differing)
+        raise UsageError(
+            f"{folder} holds an interrupted run that differs from this one in {details}",
+            hint="repeat the old command to go on with it, or add --restart to drop it",
+        )
+
+
+def _difference(key: str, found: Any, expected: Any) -> str:
+    """Name the innermost part that differs: `recipe.ratio (0.5, now 0.6)`."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = [part for part in sorted(found.keys() | expected.keys()) if found.get(part) != expected.get(part)]
+        return ", ".join(_difference(f"{key}.{part}", found.get(part), expected.get(part)) for part in keys)
+    return f"{key} ({_short(found)}, now {_short(expected)})"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:12] + "…"

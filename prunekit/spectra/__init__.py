@@ -1,0 +1,1 @@
+"""Spectra of weight matrices and the power laws fitted to them."""

@@ -1,0 +1,1 @@
+"""Training a pruned model towards the dense one."""

@@ -1,0 +1,1 @@
+"""Pruning single weights: masks, sparsity budgets, optimal brain surgeon."""

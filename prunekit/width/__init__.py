@@ -1,0 +1,1 @@
+"""Removing neurons of feed-forward layers."""
