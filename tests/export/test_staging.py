@@ -107,7 +107,7 @@ def test_the_same_run_is_taken_up_again(target: Path) -> None:
 
 def test_tuples_and_numbers_of_a_signature_survive_its_json(target: Path) -> None:
     signature: dict[str, Any] = {"plan": (1, 2.5), "none": None, "nested": {"a": (True,)}}
-    begin(target, signature).write_block(0, TENSORS)
+    begin(target, signature).edits.write_block(0, TENSORS)
 
     assert begin(target, signature).resumed
 
@@ -135,7 +135,7 @@ def test_another_run_is_refused_with_the_innermost_difference(target: Path, chan
         begin(target, SIGNATURE | change)
 
     assert "--restart" in str(caught.value.hint)
-    assert begin(target).has_block(0)
+    assert begin(target).edits.has_block(0)
 
 
 def test_restart_drops_what_was_finished(target: Path) -> None:
