@@ -95,6 +95,13 @@ class Method(PlugIn, ABC):
         """Edit `ctx.model` exactly as the plan says, block by block, through the walker."""
 
 
+def carry_out(method: Method, ctx: Context, plan: PrunePlan) -> None:
+    """Apply a plan: `ctx.model` becomes the model as the plan shapes it, and the method edits its weights."""
+    ctx.model = plan.applied_to(ctx.model)
+    with torch.set_grad_enabled(method.needs.gradients):
+        method.apply(ctx, plan)
+
+
 class Allocator(PlugIn, ABC):
     """Turns one global ratio into one sparsity per linear."""
 

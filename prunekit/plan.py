@@ -7,15 +7,26 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from prunekit.errors import InputError, UsageError
 
-Part = Literal["mlp"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from prunekit.model.changes import FolderChanges
+    from prunekit.model.prunable import PrunableModel
+    from prunekit.weights.actions import Sparsify
+
+ACTIONS = "prunekit.actions"  # the entry-point group: kind -> class
 Layout = Literal["uniform", "per-layer", "padded"]
 SCHEMA_VERSION = 1
 HINT = "prunekit plan MODEL -o plan.json"
@@ -65,59 +76,67 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Sparsify(Frozen):
-    """Zero a fraction of the weights of one linear."""
+class Action(Frozen):
+    """One thing that is done to one place of a model.
 
-    kind: Literal["sparsify"] = "sparsify"
-    linear: str = Field(description="Full path of the linear, e.g. model.layers.3.mlp.down_proj.")
-    sparsity: float = Field(ge=0, lt=1, description="Fraction of its weights to set to zero.")
-    pattern: str = Field(default="unstructured", description="unstructured or N:M.")
+    A kind of action is a subclass whose `kind` is a literal of its own, registered under that name in the entry-point
+    group `prunekit.actions`. The method that planned it edits the weights; what the kind itself knows, for all its
+    actions in one plan, is what else follows: `applied`, `exported`, `problems`, `removed`, `summary`.
+    """
+
+    kind: Any  # a literal of its own in every subclass
 
     @property
     def place(self) -> str:
-        """What the action is done to."""
-        return self.linear
+        """What the action is done to; a plan has one action of a kind per place."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it is done to")
 
-    @field_validator("pattern")
     @classmethod
-    def _known_pattern(cls, text: str) -> str:
-        try:
-            found = Pattern.parse(text)
-            if found.group and not found.kept:
-                raise UsageError(f"pattern {text!r} does not say how many weights this linear keeps")
-            return str(found)
-        except UsageError as error:
-            raise ValueError(error.message) from error
+    def applied(cls, model: "PrunableModel", actions: Sequence[Any]) -> "PrunableModel":
+        """The model as the actions shape it, before any weight is edited: without some blocks, for example."""
+        return model
+
+    @classmethod
+    def exported(cls, model: "PrunableModel", actions: Sequence[Any], changes: "FolderChanges") -> "FolderChanges":
+        """What changes in the written folder beyond the tensors' values, added to what other kinds change."""
+        return changes
+
+    @classmethod
+    def problems(cls, model: "PreTrainedModel", actions: Sequence[Any]) -> Sequence[str]:
+        """What is not as planned in the exported model, which a fresh process has loaded; empty if all is well."""
+        return ()
+
+    @classmethod
+    def removed(cls, model: "PrunableModel", actions: Sequence[Any]) -> float:
+        """The fraction of the decoder blocks' weights that the actions remove or zero."""
+        return 0.0
+
+    @classmethod
+    def summary(cls, actions: Sequence[Any]) -> str:
+        """A note for the user and the manifest; empty if the result is told elsewhere."""
+        return ""
 
 
-class RemoveBlock(Frozen):
-    """Take one decoder block out of the model."""
-
-    kind: Literal["remove_block"] = "remove_block"
-    block: int = Field(ge=0, description="Index of the block in the source model.")
-
-    @property
-    def place(self) -> str:
-        """What the action is done to."""
-        return f"block {self.block}"
+@cache
+def action_class(kind: str) -> type[Action]:
+    """The class of a kind of action; raises ValueError if no installed package brings it."""
+    for entry in entry_points(group=ACTIONS, name=kind):
+        return entry.load()
+    known = ", ".join(sorted(entry.name for entry in entry_points(group=ACTIONS)))
+    raise ValueError(f"actions of kind {kind!r} come with a plug-in that is not installed; known are {known}")
 
 
-class Narrow(Frozen):
-    """Leave fewer units in one part of a block; which ones is found while the plan is applied."""
-
-    kind: Literal["narrow"] = "narrow"
-    block: int = Field(ge=0, description="Index of the block in the source model.")
-    part: Part = Field(default="mlp", description="mlp: the feed-forward layer, whose units are neurons.")
-    units: int = Field(ge=1, description="How many stay.")
-
-    @property
-    def place(self) -> str:
-        """What the action is done to."""
-        return f"the {self.part} of block {self.block}"
-
-
-KINDS = ("sparsify", "remove_block", "narrow")
-Action = Annotated[Sparsify | RemoveBlock | Narrow, Field(discriminator="kind")]
+def _read_action(value: Any) -> Any:
+    """An action from what JSON says of it, as the class of its kind."""
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return action_class(str(value.get("kind"))).model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        problem = {"where": where, "problem": first["msg"].removeprefix("Value error, ")}
+        raise PydanticCustomError("action", "{where}: {problem}", problem) from error
 
 
 class PrunePlan(Frozen):
@@ -133,7 +152,7 @@ class PrunePlan(Frozen):
     schema_version: Literal[1] = SCHEMA_VERSION
     method: str
     ratio: float = Field(gt=0, lt=1)
-    actions: tuple[Action, ...]
+    actions: tuple[Annotated[SerializeAsAny[Action], BeforeValidator(_read_action)], ...]
     notes: tuple[str, ...] = ()
     digest: str | None = None
     evidence: dict[str, Any] = {}
@@ -142,24 +161,41 @@ class PrunePlan(Frozen):
 
     @model_validator(mode="after")
     def _one_action_per_place(self) -> Self:
-        for place, times in Counter(action.place for action in self.actions).items():
+        for (_, place), times in Counter((action.kind, action.place) for action in self.actions).items():
             if times > 1:
                 raise ValueError(f"{place} has {times} actions; expected one")
         if both := sorted(set(self.removed_blocks()) & self.widths().keys()):
             raise ValueError(f"block {both[0]} is removed and narrowed; expected one of them")
         return self
 
-    def sparsify(self) -> dict[str, Sparsify]:
-        """Linear path -> what to do with it."""
-        return {action.linear: action for action in self.actions if isinstance(action, Sparsify)}
+    def kinds(self) -> dict[type[Action], list[Any]]:
+        """The actions by their kind, in the order in which the kinds first occur."""
+        found: dict[type[Action], list[Any]] = {}
+        for action in self.actions:
+            found.setdefault(type(action), []).append(action)
+        return found
+
+    def of(self, kind: str) -> list[Any]:
+        """The actions of one kind."""
+        return [action for action in self.actions if action.kind == kind]
+
+    def sparsify(self) -> "dict[str, Sparsify]":
+        """Linear path -> what is done to its weights."""
+        return {action.linear: action for action in self.of("sparsify")}
 
     def removed_blocks(self) -> tuple[int, ...]:
-        """Source indices of the blocks that go, ascending."""
-        return tuple(sorted(action.block for action in self.actions if isinstance(action, RemoveBlock)))
+        """Source indices of the removed blocks, ascending."""
+        return tuple(sorted(action.block for action in self.of("remove_block")))
 
     def widths(self) -> dict[int, int]:
         """Source index of a block -> how many neurons stay there."""
-        return {action.block: action.units for action in self.actions if isinstance(action, Narrow)}
+        return {action.block: action.units for action in self.of("narrow")}
+
+    def applied_to(self, model: "PrunableModel") -> "PrunableModel":
+        """The model as the plan shapes it, before any weight is edited."""
+        for kind, actions in self.kinds().items():
+            model = kind.applied(model, actions)
+        return model
 
     def fingerprint(self) -> str:
         """sha256 of the actions."""
@@ -186,8 +222,9 @@ class PrunePlan(Frozen):
             return cls.model_validate_json(json.dumps(content["plan"]) if _holds_a_plan(content) else text)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"] if part not in KINDS) or "top level"
-            problem = first["msg"].removeprefix("Value error, ")
+            inside = first.get("ctx", {}) if first["type"] == "action" else {}
+            where = ".".join(str(part) for part in (*first["loc"], *filter(None, [inside.get("where")]))) or "top level"
+            problem = inside.get("problem") or first["msg"].removeprefix("Value error, ")
             raise InputError(f"{name} is not a prunekit plan: {where}: {problem}", hint=HINT) from error
 
     @classmethod

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from prunekit.depth.actions import RemoveBlock
 from prunekit.errors import InputError, UsageError
-from prunekit.plan import Pattern, PrunePlan, RemoveBlock, Sparsify
+from prunekit.plan import Pattern, PrunePlan
+from prunekit.weights.actions import Sparsify
 
 ZEROED = {"kind": "sparsify", "linear": "a", "sparsity": 0.5}
 GONE = {"kind": "remove_block", "block": 3}
@@ -97,7 +99,7 @@ def test_a_plan_finds_its_action_by_linear() -> None:
         ({"actions": [ZEROED] * 2}, "a has 2 actions; expected one"),
         ({"actions": [GONE] * 2}, "block 3 has 2 actions; expected one"),
         ({"actions": [GONE | {"block": -1}]}, "actions.0.block: Input should be greater than or equal to 0"),
-        ({"actions": [{"kind": "melt"}]}, "actions.0: Input tag 'melt'"),
+        ({"actions": [{"kind": "melt"}]}, "actions.0: actions of kind 'melt' come with a plug-in"),
     ],
 )
 def test_a_plan_with_something_wrong_is_refused_by_the_place(change: dict[str, object], found: str) -> None:

@@ -22,7 +22,7 @@ import torch
 from study import Cells, over_seeds, settings_of_a_study
 from transformers import AutoConfig, AutoTokenizer
 
-from prunekit.contract import Context
+from prunekit.contract import Context, carry_out
 from prunekit.evaluate.perplexity import find_protocol, perplexity, windows
 from prunekit.export.staging import Staging
 from prunekit.model.checkpoint import Checkpoint
@@ -113,7 +113,7 @@ class Study:
         seconds, method = time.perf_counter() - started, registry.load(name)()
         with TemporaryDirectory() as folder:
             ctx.model = ctx.model.with_edits(Staging.open(Path(folder) / "out", {}).edits)
-            method.apply(ctx, method.plan(ctx))
+            carry_out(method, ctx, method.plan(ctx))
             found = perplexity(ctx.model, held_out)
         blocks = per_block(ctx, ctx.budget)
         return {"perplexity": found, "seconds": round(seconds, 1), "blocks": blocks, "notes": ctx.notes}

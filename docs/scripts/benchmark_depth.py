@@ -156,6 +156,7 @@ def plan(folder: str, batches: int) -> dict[str, Any]:
 
 def train(folder: str, work: str, options: dict[str, Any]) -> dict[str, Any]:
     """Two updates and a checkpoint, with everything that comes before and after them."""
+    from prunekit.contract import carry_out
     from prunekit.depth.plan import plan_blocks
     from prunekit.export.staging import Staging
 
@@ -163,7 +164,7 @@ def train(folder: str, work: str, options: dict[str, Any]) -> dict[str, Any]:
     method, ctx = opened(folder, settings, 3 * BATCH)
     staging = Staging.open(Path(work) / "out", {})
     ctx.model, ctx.work = ctx.model.with_edits(staging.edits), staging.work
-    method.apply(ctx, plan_blocks(ctx, "trsp", GONE))
+    carry_out(method, ctx, plan_blocks(ctx, "trsp", GONE))
     return {}
 
 

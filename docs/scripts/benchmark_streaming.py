@@ -131,7 +131,7 @@ def plain_passes(model: Path, ids: "torch.Tensor", work: Path) -> dict[str, floa
 def method_walk(name: str, model: Path, ids: "torch.Tensor", work: Path) -> dict[str, float]:  # noqa: F821
     """A method at 50 % with prunekit: the walk that prunes, then the export."""
     from prunekit.blockwise.walk import default_batch_size
-    from prunekit.contract import Context
+    from prunekit.contract import Context, carry_out
     from prunekit.export.folder import export
     from prunekit.export.staging import Staging
     from prunekit.model.checkpoint import Checkpoint
@@ -147,7 +147,7 @@ def method_walk(name: str, model: Path, ids: "torch.Tensor", work: Path) -> dict
         size = default_batch_size(ids.shape[1])
         ctx = Context(model=prunable, ratio=0.5, probe=ids[:1, :64], calibration=ids, batch_size=size)
         ctx.budget = Uniform().allocate(ctx, 0.5)
-        method.apply(ctx, method.plan(ctx))
+        carry_out(method, ctx, method.plan(ctx))
         pruned = time.perf_counter()
         export(prunable, staging.export_dir)
         staging.publish()

@@ -72,7 +72,7 @@ def measured(what: str, folder: Path, samples: int, tokens: int) -> dict[str, fl
     import torch
 
     from prunekit.blockwise.walk import logits
-    from prunekit.contract import Context
+    from prunekit.contract import Context, carry_out
     from prunekit.export.staging import Staging
     from prunekit.model.checkpoint import Checkpoint
     from prunekit.model.prunable import PrunableModel
@@ -91,7 +91,7 @@ def measured(what: str, folder: Path, samples: int, tokens: int) -> dict[str, fl
             model = model.with_edits(staging.edits)
             ctx = Context(model=model, ratio=0.2, probe=ids[:1, :64], calibration=ids, batch_size=4)
             ctx.protected = frozenset({0, len(model.blocks) - 1})
-            method.apply(ctx, method.plan(ctx))
+            carry_out(method, ctx, method.plan(ctx))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": time.perf_counter() - started, "peak": peak}
 

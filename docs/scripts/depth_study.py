@@ -22,8 +22,9 @@ from typing import Any
 
 from study import Cells, over_seeds, settings_of_a_study
 
+from prunekit.depth.actions import RemoveBlock
 from prunekit.evaluate import side_by_side
-from prunekit.plan import PrunePlan, RemoveBlock
+from prunekit.plan import PrunePlan
 from prunekit.recipe import settings
 from prunekit.recipe.recipe import Recipe
 from prunekit.run import pipeline

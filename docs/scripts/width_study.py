@@ -24,6 +24,7 @@ import psutil
 import torch
 from study import Cells, over_seeds, settings_of_a_study
 
+from prunekit.contract import carry_out
 from prunekit.evaluate.perplexity import cut, find_protocol, read_text
 from prunekit.export.staging import Staging
 from prunekit.model.prunable import PrunableModel
@@ -106,7 +107,7 @@ class Study:
                 started, floor = time.perf_counter(), begin_of_peak()
                 ctx = job.context(staging)
                 plan = job.plan(ctx)
-                job.method.apply(ctx, plan)
+                carry_out(job.method, ctx, plan)
                 peak = highest()
                 found = {"seconds": round(time.perf_counter() - started, 1), "peak": peak - floor}
                 found |= {"removed": plan.removed_blocks(), "widths": list(plan.widths().values()), "notes": ctx.notes}

@@ -166,7 +166,6 @@ class TRSP(Method):
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
         removed, order = check_removal(ctx, plan), plan.evidence.get("order") or []
         gone = order if sorted(order) == list(removed) else list(removed)  # else somebody has edited the plan
-        ctx.model = ctx.model.without(gone)
         edits = ctx.model.edits
         trained = distributed.from_first(edits and edits.has_block("outside"))  # None: there is nowhere to keep it
         if self.stage2 != "none" and trained is False:

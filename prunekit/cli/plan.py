@@ -11,7 +11,8 @@ from prunekit.cli.screen import facts, table
 from prunekit.errors import UsageError
 
 if TYPE_CHECKING:
-    from prunekit.plan import PrunePlan, Sparsify
+    from prunekit.plan import PrunePlan
+    from prunekit.weights.actions import Sparsify
 
 EXAMPLES = """
 prunekit plan sample -m wanda -r 0.5 -o plan.json

@@ -15,9 +15,10 @@ from prunekit.blockwise.loss import summed_loss
 from prunekit.blockwise.statistics import BlockInfluence
 from prunekit.blockwise.walk import Stream, calibration_of, grouped, record_probe, split, transitions
 from prunekit.contract import Context
+from prunekit.depth.actions import RemoveBlock
 from prunekit.depth.removal import blocks_to_remove, plan_removal
 from prunekit.errors import InputError, UnsupportedError, UsageError
-from prunekit.plan import PrunePlan, RemoveBlock
+from prunekit.plan import PrunePlan
 
 
 def candidates(ctx: Context, count: int | None = None) -> list[int]:
@@ -82,8 +83,8 @@ def check_removal(ctx: Context, plan: PrunePlan) -> tuple[int, ...]:
 
 
 def remove_blocks(ctx: Context, plan: PrunePlan) -> None:
-    """Take the plan's blocks out of the model, and record what it computes without them."""
-    ctx.model = ctx.model.without(check_removal(ctx, plan))
+    """Record what the model computes without the plan's blocks; raises InputError if it cannot do without them."""
+    check_removal(ctx, plan)
     record_probe(ctx)
 
 

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from prunekit.depth.config import Changes, patch_config
 from prunekit.depth.proof import prove_equal, refuse_shared_mathematics
 from prunekit.errors import InputError, UnsupportedError, UsageError
+from prunekit.model.changes import FolderChanges
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.skeleton import build_skeleton, load_config
@@ -39,6 +40,14 @@ class Removal:
     kept: tuple[int, ...]
     names: dict[str, str]
     config: dict[str, Any]
+
+    def added_to(self, changes: FolderChanges, model: PrunableModel) -> FolderChanges:
+        """These changes of a folder, too; a checkpoint that was saved anew may have other names than the source."""
+
+        def rename(stored: Collection[str]) -> dict[str, str]:
+            return rename_tensors(stored, model.stack_path, len(model.blocks), self.removed)
+
+        return replace(changes, config={**changes.config, **self.config}, rename=rename)
 
 
 def plan_removal(model: PrunableModel, removed: Collection[int]) -> Removal:

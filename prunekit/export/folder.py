@@ -18,14 +18,15 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
-from prunekit.depth.removal import plan_removal, rename_tensors
+from prunekit.depth.removal import plan_removal
 from prunekit.errors import UsageError
 from prunekit.export.manifest import LinearResult, Result
 from prunekit.files import storage_errors, sync, write_atomically
+from prunekit.model.changes import FolderChanges
 from prunekit.model.checkpoint import BITS, INDEX, STORED_DTYPES, Checkpoint, TensorInfo
-from prunekit.model.modeling_file import FILE as CODE
 from prunekit.model.prunable import PrunableModel, fit
-from prunekit.plan import Layout
+from prunekit.plan import Layout, PrunePlan
+from prunekit.width.config import current_widths
 from prunekit.width.layouts import Narrowed
 
 BATCH_BYTES = 64 * 2**20  # read at once: few openings of a file, little memory
@@ -41,43 +42,56 @@ NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()} | {
 Read = Callable[[list[str]], dict[str, Tensor]]
 
 
-def export(model: PrunableModel, folder: Path, *, max_shard_size: str = "5GB", layout: Layout = "uniform") -> None:
-    """Write weights, index, config and side files of a model, with its edits and without its removed blocks.
+def folder_changes(model: PrunableModel, layout: Layout = "uniform", plan: PrunePlan | None = None) -> FolderChanges:
+    """What the folder of a model says differently from its source's: fewer blocks, narrower ones, what the plan adds.
 
-    With all blocks in place and as wide as they were config.json is the source's, byte for byte; else only the keys
-    that must change do. Raises UsageError for a size that cannot be read or widths that the layout cannot hold,
-    ResourceError when the disk is full, InputError when the folder cannot be written.
+    Raises UsageError for widths that the layout cannot hold, UnsupportedError when config.json cannot describe the
+    model.
     """
-    limit = parse_size(max_shard_size)
-    removal = plan_removal(model, model.removed) if model.removed else None
-    narrowed = Narrowed(model, layout) if model.sites else None
+    changes = FolderChanges()
+    if model.removed:
+        changes = plan_removal(model, model.removed).added_to(changes, model)
+    if model.sites:
+        changes = Narrowed(model, layout).added_to(changes)
+    for kind, actions in plan.kinds().items() if plan else ():
+        changes = kind.exported(model, actions, changes)
+    return changes
+
+
+def export(
+    model: PrunableModel, folder: Path, changes: FolderChanges | None = None, *, max_shard_size: str = "5GB"
+) -> None:
+    """Write weights, index, config and side files of a model, with its edits and what else `changes` about it.
+
+    Without changes (None: those of `folder_changes`) config.json is the source's, byte for byte; else only the keys
+    that must change do. Raises UsageError for a size that cannot be read, ResourceError when the disk is full,
+    InputError when the folder cannot be written.
+    """
+    limit, changes = parse_size(max_shard_size), folder_changes(model) if changes is None else changes
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _stored(model, folder, narrowed) as (infos, read):
-            names = {name: name for name in infos}
-            if removal:
-                names = rename_tensors(infos, model.stack_path, len(model.blocks), model.removed)
+        with _stored(model, folder, changes) as (infos, read):
+            names = changes.rename(infos)
             write_weights(folder, {new: infos[old] for new, old in names.items()}, _renamed(read, names), limit)
-        changes = removal.config if removal else {}
-        _write_config(model, folder, narrowed.config(changes) if narrowed else changes)
+        _write_config(model, folder, changes.config)
         for path in model.checkpoint.side_files():
             copy(path, folder / path.name)
-        if narrowed and (code := narrowed.code()):
-            write_atomically(folder / CODE, code)
+        for name, text in changes.files.items():
+            write_atomically(folder / name, text)
         sync(folder)
 
 
-def measure(model: PrunableModel, layout: Layout = "uniform") -> Result:
+def measure(model: PrunableModel, changes: FolderChanges | None = None) -> Result:
     """Count what is written: parameters, and the zeros in every linear of the blocks; one block in memory at a time.
 
-    Linears go by their paths in the exported folder.
+    Linears are named by their paths in the exported folder.
     """
-    narrowed = Narrowed(model, layout) if model.sites else None
+    changes = folder_changes(model) if changes is None else changes
     linears: dict[str, LinearResult] = {}
     for position, block in enumerate(model.kept):
         names = {f"{linear.path}.weight": linear.path for linear in block.linears}
         for name, weight in model.read(names).items():
-            written = narrowed.tensor(name, weight) if narrowed else weight
+            written = changes.tensor(name, weight)
             path = f"{model.stack_path}.{position}{names[name].removeprefix(block.path)}"
             zeros, weights = written.numel() - int(written.count_nonzero()), written.numel()
             linears[path] = LinearResult(weights=weights, zeros=zeros, sparsity=zeros / max(1, weights))
@@ -86,15 +100,13 @@ def measure(model: PrunableModel, layout: Layout = "uniform") -> Result:
     before = sum(_count(info.shape) for info in model.tensors.values())
     inside = [name for block in model.blocks for name in model.block_tensors(block.index)]
     left = model.stored(name for block in model.kept for name in model.block_tensors(block.index))
-    if narrowed:
-        left = {name: narrowed.info(name, info) for name, info in left.items()}
-    gone = sum(_count(model.tensors[name].shape) for name in inside) - sum(_count(info.shape) for info in left.values())
+    written = sum(_count(changes.info(name, info).shape) for name, info in left.items())
     return Result(
-        parameters=before - gone,
+        parameters=before - sum(_count(model.tensors[name].shape) for name in inside) + written,
         parameters_before=before,
         blocks=len(model.kept),
         removed_blocks=tuple(sorted(model.removed)),
-        widths=tuple(narrowed.widths.values()) if narrowed else (),
+        widths=tuple(current_widths(model).values()) if model.sites else (),
         weights=weights,
         zeros=zeros,
         sparsity=zeros / max(1, weights),
@@ -185,7 +197,7 @@ def _data(name: str, tensor: Tensor, info: TensorInfo) -> memoryview:
 
 @contextmanager
 def _stored(
-    model: PrunableModel, folder: Path, narrowed: Narrowed | None
+    model: PrunableModel, folder: Path, changes: FolderChanges
 ) -> Iterator[tuple[Mapping[str, TensorInfo], Read]]:
     """The tensors to write under the names of the source's files, and what reads them.
 
@@ -193,23 +205,22 @@ def _stored(
     can turn the names back.
     """
     if model.streaming:
-        yield _infos(model, narrowed), _reader(model, narrowed)
-    elif model.edits is None or not model.edits.finished_blocks():
+        yield _infos(model, changes), _reader(model, changes)
+    elif model.edits is None or not any(model.edits.holds(block.index) for block in model.kept):
         yield model.checkpoint.tensors, model.checkpoint.read
     else:
         work = folder / ".saving"
         shutil.rmtree(work, ignore_errors=True)
-        saved = _save_whole(model, work, narrowed)
+        saved = _save_whole(model, work, changes)
         yield saved.tensors, saved.read
         shutil.rmtree(work)
 
 
-def _infos(model: PrunableModel, narrowed: Narrowed | None) -> dict[str, TensorInfo]:
+def _infos(model: PrunableModel, changes: FolderChanges) -> dict[str, TensorInfo]:
     """What is written of a model whose tensors are stored under its own names, in the source's order."""
     infos = dict(model.checkpoint.tensors)
-    if narrowed:
-        stored = model.stored(name for block in model.kept for name in model.block_tensors(block.index))
-        infos |= {name: narrowed.info(name, info) for name, info in stored.items()}
+    stored = model.stored(name for block in model.kept for name in model.block_tensors(block.index))
+    infos |= {name: changes.info(name, info) for name, info in stored.items()}
     return infos
 
 
@@ -223,32 +234,30 @@ def _renamed(read: Read, names: Mapping[str, str]) -> Read:
     return renamed
 
 
-def _reader(model: PrunableModel, narrowed: Narrowed | None) -> Read:
+def _reader(model: PrunableModel, changes: FolderChanges) -> Read:
     """Reads edited blocks from the staging folder; tensors that the model ignores come from the source."""
     known = set(model.skeleton.state_dict())
 
     def read(names: list[str]) -> dict[str, Tensor]:
         ignored = [name for name in names if name not in known]
         found = model.read([name for name in names if name in known])
-        if narrowed:
-            found = {name: narrowed.tensor(name, tensor) for name, tensor in found.items()}
+        found = {name: changes.tensor(name, tensor) for name, tensor in found.items()}
         return found | model.checkpoint.read(ignored)
 
     return read
 
 
-def _save_whole(model: PrunableModel, folder: Path, narrowed: Narrowed | None) -> Checkpoint:
+def _save_whole(model: PrunableModel, folder: Path, changes: FolderChanges) -> Checkpoint:
     """Let transformers write a model, with its edits, into a folder."""
     assert model.whole is not None
     for block in model.kept:
         tensors = model.read(model.block_tensors(block.index))
-        if narrowed:
-            tensors = {name: narrowed.tensor(name, tensor) for name, tensor in tensors.items()}
+        tensors = {name: changes.tensor(name, tensor) for name, tensor in tensors.items()}
         state = {name.removeprefix(f"{block.path}."): tensor for name, tensor in tensors.items()}
         part = model.whole.get_submodule(block.path)
         fit(part, state)
         part.load_state_dict(state, assign=True)
-    if model.edits is not None and model.edits.has_block("outside"):
+    if model.edits is not None and model.edits.holds("outside"):
         outside = [name for name in model.tensors if not name.startswith(f"{model.stack_path}.")]
         model.whole.load_state_dict(model.read(outside), strict=False)
     model.whole.save_pretrained(folder)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from prunekit import distributed
+from prunekit.contract import carry_out
 from prunekit.errors import InputError
 from prunekit.evaluate.agreement import figure
 from prunekit.evaluate.perplexity import Perplexity
@@ -18,7 +19,7 @@ from prunekit.evaluate.rows import Row, Verdict, compared
 from prunekit.evaluate.side_by_side import size_of
 from prunekit.evaluate.verdicts import judge
 from prunekit.export.card import repeat_command, write_card
-from prunekit.export.folder import export
+from prunekit.export.folder import export, folder_changes
 from prunekit.export.folder import measure as count
 from prunekit.export.staging import Staging
 from prunekit.export.target import check_target
@@ -173,16 +174,12 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> O
     before = job.quick_perplexity(staging)
     ctx = job.context(staging)
     ctx.notes.extend(plan.notes)
-    job.method.apply(ctx, plan)
+    carry_out(job.method, ctx, plan)
     distributed.leave()  # what is left is done by the first one
     after = job.quick_perplexity(staging, ctx.model)
-    result = count(ctx.model, job.recipe.layout)
-    export(
-        ctx.model,
-        staging.export_dir,
-        max_shard_size=job.recipe.export.max_shard_size,
-        layout=job.recipe.layout,
-    )
+    changes = folder_changes(ctx.model, job.recipe.layout, plan)
+    result = count(ctx.model, changes)
+    export(ctx.model, staging.export_dir, changes, max_shard_size=job.recipe.export.max_shard_size)
     measured = compare_perplexity(before, after, job.measures_calibration_text)
     manifest = job.manifest(plan, result, measured, ctx.notes)
     manifest.write(staging.export_dir)

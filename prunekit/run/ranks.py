@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prunekit import distributed
+from prunekit.contract import carry_out
 from prunekit.errors import InputError
 from prunekit.export.staging import Staging
 from prunekit.plan import PrunePlan
@@ -23,7 +24,7 @@ def follow(recipe: Recipe, *, apply: bool = True, offline: bool = False) -> None
     with together(job):
         plan = agreed_plan(job)
         if apply:
-            job.method.apply(job.context(), plan)
+            carry_out(job.method, job.context(), plan)
 
 
 @contextmanager

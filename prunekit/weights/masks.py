@@ -15,7 +15,8 @@ from prunekit.contract import Budget, Context
 from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.structure import find_other_matrices
-from prunekit.plan import Pattern, PrunePlan, Sparsify
+from prunekit.plan import Pattern, PrunePlan
+from prunekit.weights.actions import Sparsify
 from prunekit.weights.budgets import round_to_counts
 
 

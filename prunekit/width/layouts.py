@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunekit.depth.config import Changes
 from prunekit.model import modeling_file
+from prunekit.model.changes import FolderChanges
 from prunekit.model.checkpoint import TensorInfo
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.structure import Site
@@ -34,6 +35,17 @@ class Narrowed:
     def differ(self) -> bool:
         """Whether the folder holds blocks of different widths."""
         return self.layout == "per-layer" and len(set(self.widths.values())) > 1
+
+    def added_to(self, changes: FolderChanges) -> FolderChanges:
+        """These changes of a folder, too."""
+        code = self.code()
+        return replace(
+            changes,
+            config=self.config(changes.config),
+            files={**changes.files, modeling_file.FILE: code} if code else changes.files,
+            info=self.info,
+            tensor=self.tensor,
+        )
 
     def info(self, name: str, info: TensorInfo) -> TensorInfo:
         """How a tensor, known by its name in the model, is written."""

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from prunekit.contract import Context
+from prunekit.depth.actions import RemoveBlock
 from prunekit.depth.removal import plan_removal, runs_own_code
 from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.model.modeling_file import MODULE
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.structure import Site
-from prunekit.plan import Narrow, PrunePlan, RemoveBlock
+from prunekit.plan import PrunePlan
+from prunekit.width.actions import Narrow
 from prunekit.width.config import NEITHER, default_multiple, find_width_key
 from prunekit.width.neurons import find_sites
 
@@ -154,7 +156,7 @@ def plan_narrowing(
 
 
 def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, Site]:
-    """The places that a plan, which a person may have edited, narrows; sets the blocks that it removes.
+    """Where a plan, which a person may have edited, narrows the blocks of a model that it was applied to.
 
     Raises InputError when it asks for what is not there, UsageError when its widths do not fit the layout.
     """
@@ -171,10 +173,9 @@ def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, Site]:
         raise InputError(f"the plan names block {beyond[0]}; the model has blocks 0 to {depth - 1}")
     if removed:
         plan_removal(ctx.model, removed)
-        ctx.model = ctx.model.without(removed)
     if ctx.layout == "per-layer":
         refuse_per_layer(ctx.model)
-    sites = find_sites(ctx.model)
+    sites = ctx.model.sites
     find_width_key(ctx.model, sites, max(widths.values()))
     for index, units in widths.items():
         if units > sites[index].units:
@@ -184,7 +185,6 @@ def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, Site]:
             f"the plan leaves {min(widths.values())} to {max(widths.values())} neurons in a block; uniform means one",
             hint=NEITHER,
         )
-    ctx.model = ctx.model.narrowed(sites)
     return sites
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import families
 from prunekit.blockwise.statistics import InputNorm
 from prunekit.blockwise.walk import logits, walk
-from prunekit.contract import Context
+from prunekit.contract import Context, carry_out
 from prunekit.errors import UnsupportedError
 from prunekit.export.staging import Staging
 from prunekit.model.checkpoint import Checkpoint
@@ -106,7 +106,7 @@ def test_wanda_prunes_and_commits_every_linear_and_nothing_else(folder: Folder, 
     ctx.budget = Uniform().allocate(ctx, 0.5)
     method = Wanda()
 
-    method.apply(ctx, method.plan(ctx))
+    carry_out(method, ctx, method.plan(ctx))
 
     model, staging = ctx.model, ctx.model.edits
     assert set(measure_sparsity(model).values()) == {0.5}

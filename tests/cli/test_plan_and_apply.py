@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from prunekit.errors import InputError
-from prunekit.plan import PrunePlan, Sparsify
+from prunekit.plan import PrunePlan
+from prunekit.weights.actions import Sparsify
 
 from .conftest import Run
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from prunekit.compare.table import pareto, table_of, varying
+from prunekit.depth.actions import RemoveBlock
 from prunekit.errors import InputError
 from prunekit.evaluate.rows import Count, Rate, Row, Size, Speed
 from prunekit.export.manifest import MANIFEST, LinearResult, Manifest, Result, Source
-from prunekit.plan import PrunePlan, RemoveBlock, Sparsify
+from prunekit.plan import PrunePlan
+from prunekit.weights.actions import Sparsify
 
 PATH = "model.layers.0.mlp.up_proj"
 QUALITY = {"set": "sample", "protocol": "sparsegpt", "window": 64, "windows": 2, "tokens": 126, "revision": None}

@@ -11,9 +11,11 @@ from torch.nn.functional import cross_entropy
 import contract_checks as checks
 from prunekit.blockwise import walk
 from prunekit.contract import Context, Needs
+from prunekit.depth.actions import RemoveBlock
 from prunekit.depth.plan import candidates, losses_without, plan_blocks, remove_blocks, smallest
 from prunekit.errors import InputError, UnsupportedError, UsageError
-from prunekit.plan import PrunePlan, RemoveBlock, Sparsify
+from prunekit.plan import PrunePlan
+from prunekit.weights.actions import Sparsify
 from prunekit_methods.sleb import SLEB
 
 Model = Callable[..., Path]
@@ -103,7 +105,9 @@ def test_the_recorded_logits_are_those_without_the_removed_blocks(tiny_llama: Mo
     folder = tiny_llama()
     ctx = context(folder, tmp_path / "out", ratio=0.5)
     assert ctx.model.edits is not None
-    remove_blocks(ctx, plan_blocks(ctx, "sleb", [1, 2]))
+    plan = plan_blocks(ctx, "sleb", [1, 2])
+    ctx.model = plan.applied_to(ctx.model)
+    remove_blocks(ctx, plan)
     probe = load_file(ctx.model.edits.probe_path)
     loss = cross_entropy(probe["logits"][:-1], probe["input_ids"][0, 1:]).item()
     assert loss == pytest.approx(loss_of(folder, probe["input_ids"], {1, 2}), rel=1e-5)

@@ -48,14 +48,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def zero_first_block(model: PrunableModel, target: Path) -> list[str]:
-    """Commit block 0 with every linear zeroed; the names of their weights."""
+def zero_first_block(model: PrunableModel, target: Path) -> tuple[PrunableModel, list[str]]:
+    """The model with every linear of block 0 zeroed and committed; the names of their weights."""
     model = model.with_edits(Staging.open(target, {}).edits)
     with model.block(0) as block, torch.no_grad():
         for linear in model.blocks[0].linears:
             block.get_submodule(linear.path.removeprefix(f"{model.blocks[0].path}.")).get_parameter("weight").zero_()
         model.commit(0)
-    return [f"{linear.path}.weight" for linear in model.blocks[0].linears]
+    return model, [f"{linear.path}.weight" for linear in model.blocks[0].linears]
 
 
 def loads(folder: Path) -> Any:
@@ -142,7 +142,7 @@ def test_edited_blocks_come_from_the_staging_folder_in_the_stored_dtype(
 ) -> None:
     source = tiny_llama(dtype=dtype)
     model = opened(source)
-    edited = zero_first_block(model, tmp_path / "target")
+    model, edited = zero_first_block(model, tmp_path / "target")
     export(model, tmp_path / "out")
     before, after = stored(source), stored(tmp_path / "out")
     assert before.keys() == after.keys()
@@ -156,7 +156,7 @@ def test_tensors_that_the_model_ignores_are_carried_over(tmp_path: Path, tiny_ll
     old = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.rand(4) for i in range(4)}
     save_file(stored(source) | old, source / "model.safetensors", metadata={"format": "pt"})
     model = opened(source)
-    zero_first_block(model, tmp_path / "target")
+    model, _ = zero_first_block(model, tmp_path / "target")
     export(model, tmp_path / "out")
     assert all(torch.equal(stored(tmp_path / "out")[name], tensor) for name, tensor in old.items())
 
@@ -253,7 +253,7 @@ def test_a_model_loaded_whole_keeps_the_stored_names_and_takes_the_edits(tmp_pat
     (neox / "generation_config.json").unlink()
     model = opened(neox)
     assert not model.streaming
-    edited = zero_first_block(model, tmp_path / "target")
+    model, edited = zero_first_block(model, tmp_path / "target")
     export(model, tmp_path / "out", max_shard_size="20KB")
     before, after = stored(neox), stored(tmp_path / "out")
     assert "embed_out.weight" in before
@@ -275,7 +275,7 @@ def test_a_model_loaded_whole_is_exported_twice_to_the_same_bytes(tmp_path: Path
 def test_zeros_are_counted_per_linear_and_in_all(tmp_path: Path, tiny_llama: Callable[..., Path]) -> None:
     source = tiny_llama()
     model = opened(source)
-    edited = zero_first_block(model, tmp_path / "target")
+    model, edited = zero_first_block(model, tmp_path / "target")
     result = measure(model)
     assert {f"{path}.weight" for path, linear in result.linears.items() if linear.zeros} == set(edited)
     assert result.sparsity == pytest.approx(0.25)

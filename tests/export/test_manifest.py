@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from prunekit.errors import InputError
 from prunekit.export.manifest import MANIFEST, LinearResult, Manifest, Result, Source, portable
-from prunekit.plan import PrunePlan, Sparsify
+from prunekit.plan import PrunePlan
+from prunekit.weights.actions import Sparsify
 
 PATH = "model.layers.0.mlp.up_proj"
 RESULT = Result(

@@ -8,6 +8,7 @@ import pytest
 from torch import Tensor
 
 import contract_checks as checks
+from prunekit.contract import carry_out
 from prunekit.evaluate.perplexity import find_protocol, perplexity, windows
 from prunekit.recipe import registry
 from prunekit.sample import PATH as SAMPLE
@@ -33,7 +34,7 @@ class Study:
         target = self.work / f"{name}-{ratio}-{pattern}".replace(":", "-")
         ctx = checks.open_context(self.folder, method, target, ids=self.calibration, ratio=ratio, pattern=pattern)
         if name != "dense":
-            method.apply(ctx, method.plan(ctx))
+            carry_out(method, ctx, method.plan(ctx))
         return perplexity(ctx.model, self.held_out), mean_sparsity(ctx.model, measure_sparsity(ctx.model))
 
     def assert_ranked(self, ratio: float = 0.5) -> None:
@@ -102,7 +103,7 @@ def test_on_stories260k_comp_with_weights_beats_masks_masks_beat_nothing_and_all
         method = registry.load(name)(**options)
         target = stories.work / f"{name}-{options}-{ratio}"
         ctx = checks.open_context(stories.folder, method, target, ids=stories.calibration[:32], ratio=ratio)
-        method.apply(ctx, method.plan(ctx))
+        carry_out(method, ctx, method.plan(ctx))
         return perplexity(ctx.model, stories.held_out)
 
     weights, mask, none = (measured("comp", recover=how) for how in ("weights", "mask", "none"))

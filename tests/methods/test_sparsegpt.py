@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import contract_checks as checks
+from prunekit.contract import carry_out
 from prunekit.errors import UnsupportedError
 from prunekit.plan import Pattern
 from prunekit.weights.masks import keep_per_row
@@ -173,7 +174,7 @@ def test_a_note_of_raised_dampening_reaches_the_run(
     monkeypatch.setattr(sparsegpt, "inverse_factor", lambda h, d: None if d < 0.02 else real(h, d))
     method = SparseGPT()
     ctx = checks.open_context(tiny_llama(num_hidden_layers=2), method, tmp_path / "out")
-    method.apply(ctx, method.plan(ctx))
+    carry_out(method, ctx, method.plan(ctx))
     assert len(ctx.notes) == 2 * 4, "one note for each input that linears share"
     assert all(note.endswith("dampening raised to 0.02") for note in ctx.notes)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import contract_checks as checks
+from prunekit.contract import carry_out
+from prunekit.depth.actions import RemoveBlock
 from prunekit.errors import InputError, UsageError
-from prunekit.plan import RemoveBlock
 from prunekit.recipe import recipe as recipes
 from prunekit.recipe.recipe import Recipe
 from prunekit_methods.trsp import ROUNDS, TRSP
@@ -76,7 +77,7 @@ def test_stage_two_trains_and_the_export_is_what_was_trained(stage2: str, tiny_l
     before = checks.weights(checks.open_context(folder, method).model)
     ctx = checks.open_context(folder, method, tmp_path / "out", ids=COUNTING)
     plan = method.plan(ctx)
-    method.apply(ctx, plan)
+    carry_out(method, ctx, plan)
     after = checks.weights(ctx.model)
     assert {name.split(".")[2] for name in after} == {"0", "3"}
     assert any("stage 2: perplexity of held-out text" in note for note in ctx.notes)
@@ -87,7 +88,7 @@ def test_without_stage_two_every_weight_that_stays_is_the_sources(tiny_llama: Mo
     folder, method = tiny_llama(), TRSP.model_validate(QUICK | {"stage2": "none"})
     before = checks.weights(checks.open_context(folder, method).model)
     ctx = checks.open_context(folder, method, tmp_path / "out")
-    method.apply(ctx, method.plan(ctx))
+    carry_out(method, ctx, method.plan(ctx))
     assert all(torch.equal(before[name], tensor) for name, tensor in checks.weights(ctx.model).items())
 
 
@@ -97,12 +98,12 @@ def test_a_trained_model_is_not_trained_again(
     method = TRSP.model_validate(QUICK)
     ctx = checks.open_context(tiny_llama(), method, tmp_path / "out")
     plan = method.plan(ctx)
-    method.apply(ctx, plan)
+    carry_out(method, ctx, plan)
     first = checks.weights(ctx.model)
     monkeypatch.setattr(TRSP, "_train", lambda *_: pytest.fail("trained again"))
     again = checks.open_context(ctx.model.checkpoint.folder, method)
     again.model = again.model.with_edits(ctx.model.edits)
-    method.apply(again, plan)
+    carry_out(method, again, plan)
     assert all(torch.equal(first[name], tensor) for name, tensor in checks.weights(again.model).items())
     assert again.notes == ctx.notes
 
@@ -113,7 +114,7 @@ def test_only_neighbours_of_a_chosen_block_are_trained_when_asked(tiny_llama: Mo
     before = checks.weights(checks.open_context(folder, method).model)
     ctx = checks.open_context(folder, method, tmp_path / "out", ratio=0.17, ids=COUNTING)
     plan = method.plan(ctx)
-    method.apply(ctx, plan)
+    carry_out(method, ctx, plan)
     gone = plan.removed_blocks()[0]
     changed = {int(n.split(".")[2]) for n, t in checks.weights(ctx.model).items() if not torch.equal(before[n], t)}
     assert changed == {gone - 1, gone + 1}
@@ -125,7 +126,7 @@ def test_adapters_end_as_other_weights_of_the_blocks_that_stay(tiny_llama: Model
     ctx = checks.open_context(folder, method, tmp_path / "out", ratio=0.34, ids=COUNTING)
     before = ctx.model.read(ctx.model.tensors)
     plan = method.plan(ctx)
-    method.apply(ctx, plan)
+    carry_out(method, ctx, plan)
     after = ctx.model.read(name for block in ctx.model.kept for name in ctx.model.block_tensors(block.index))
     changed = {name for name, tensor in after.items() if not torch.equal(before[name], tensor)}
     assert changed == {f"{linear.path}.weight" for block in ctx.model.kept for linear in block.linears}
@@ -151,7 +152,7 @@ def test_training_that_does_not_help_is_said_and_changes_no_weight(tiny_llama: M
     folder, method = tiny_llama(), TRSP.model_validate(QUICK | {"learning_rate": 100.0})
     before = checks.weights(checks.open_context(folder, method).model)
     ctx = checks.open_context(folder, method, tmp_path / "out")
-    method.apply(ctx, method.plan(ctx))
+    carry_out(method, ctx, method.plan(ctx))
     assert any("did not help" in note for note in ctx.notes)
     assert all(torch.equal(before[name], tensor) for name, tensor in checks.weights(ctx.model).items())
 
@@ -175,12 +176,12 @@ def test_an_edited_plan_is_trained_as_it_is_and_an_impossible_one_is_refused_bef
     for number, gone in enumerate([plan.removed_blocks(), (1, 2, 4)]):
         actions = tuple(RemoveBlock(block=block) for block in gone)
         ctx = checks.open_context(folder, method, tmp_path / str(number))
-        method.apply(ctx, plan.model_copy(update={"actions": actions}))
+        carry_out(method, ctx, plan.model_copy(update={"actions": actions}))
         assert ctx.model.removed == set(gone)
     assert trained == [plan.evidence["order"], [1, 2, 4]]
     ctx = checks.open_context(folder, method, tmp_path / "out")
     with pytest.raises(InputError, match="expected some of 0 to 5"):
-        method.apply(ctx, plan.model_copy(update={"actions": (RemoveBlock(block=99),)}))
+        carry_out(method, ctx, plan.model_copy(update={"actions": (RemoveBlock(block=99),)}))
     assert len(trained) == 2
 
 
@@ -190,7 +191,7 @@ def test_each_way_of_training_ends_in_a_model_without_the_blocks(
 ) -> None:
     method = TRSP.model_validate(QUICK | options)
     ctx = checks.open_context(tiny_llama(num_hidden_layers=6), method, tmp_path / "out", ratio=0.34, ids=COUNTING)
-    method.apply(ctx, method.plan(ctx))
+    carry_out(method, ctx, method.plan(ctx))
     assert len(ctx.model.kept) == 4 and any("stage 2" in note for note in ctx.notes)
 
 
@@ -202,7 +203,7 @@ def test_a_head_that_is_stored_beside_the_embeddings_it_is_tied_to_survives(tiny
     embeddings = tensors["model.embed_tokens.weight"]
     save_file(tensors | {"lm_head.weight": embeddings.clone()}, folder / "model.safetensors", {"format": "pt"})
     ctx = checks.open_context(folder, method, tmp_path / "out", ids=COUNTING)
-    method.apply(ctx, method.plan(ctx))
+    carry_out(method, ctx, method.plan(ctx))
     stored = ctx.model.read(["model.embed_tokens.weight", "lm_head.weight"])
     assert torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
     assert any("stage 2" in note for note in ctx.notes)

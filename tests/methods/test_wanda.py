@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import contract_checks as checks
+from prunekit.contract import carry_out
 from prunekit.plan import Pattern
 from prunekit_methods.wanda import Wanda, keep_variant, scores
 
@@ -86,7 +87,7 @@ def test_the_user_is_told_when_the_variant_cannot_reach_the_sparsity(
     for ratio in (0.5, 0.98):
         method = Wanda(variant=True)
         ctx = checks.open_context(tiny_llama(name=f"source-{ratio}"), method, tmp_path / f"out-{ratio}", ratio=ratio)
-        method.apply(ctx, method.plan(ctx))
+        carry_out(method, ctx, method.plan(ctx))
         notes[ratio] = ctx.notes
     assert not notes[0.5]
     assert notes[0.98] == ["the variant's search misses the planned sparsity 0.98 in some linears"]

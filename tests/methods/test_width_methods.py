@@ -11,7 +11,7 @@ from torch import Tensor
 import contract_checks as checks
 import families
 from prunekit.blockwise.walk import logits
-from prunekit.contract import Context, Method
+from prunekit.contract import Context, Method, carry_out
 from prunekit.errors import UnsupportedError
 from prunekit.model.prunable import PrunableModel
 from prunekit.plan import PrunePlan
@@ -32,7 +32,7 @@ def pruned(folder: Path, method: Method, target: Path, **changes: Any) -> tuple[
     for key, value in changes.items():
         setattr(ctx, key, value)
     plan = method.plan(ctx)
-    method.apply(ctx, plan)
+    carry_out(method, ctx, plan)
     return ctx, plan
 
 
@@ -248,7 +248,7 @@ def test_where_no_neuron_goes_no_target_changes_a_weight(family: str, target: An
     ctx = checks.open_context(folder, method, tmp_path / "work" / "out", ratio=0.2)
     plan = method.plan(ctx)
     whole = [action.model_copy(update={"units": 64 if family != "gpt2" else 128}) for action in plan.actions]
-    method.apply(ctx, plan.model_copy(update={"actions": tuple(whole)}))
+    carry_out(method, ctx, plan.model_copy(update={"actions": tuple(whole)}))
     before = checks.weights(checks.open_context(folder, method).model)
     for name, tensor in checks.weights(ctx.model).items():
         torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from prunekit.depth.actions import RemoveBlock
 from prunekit.evaluate.continuation import Continuation
 from prunekit.evaluate.rows import (
     Accuracy,
@@ -18,8 +19,9 @@ from prunekit.evaluate.rows import (
     Verdict,
 )
 from prunekit.export.manifest import LinearResult, Manifest, Result, Source
-from prunekit.plan import PrunePlan, RemoveBlock, Sparsify
+from prunekit.plan import PrunePlan
 from prunekit.run.pipeline import Outcome
+from prunekit.weights.actions import Sparsify
 
 HOSTILE = "<script>alert(1)</script>"
 QUALITY = {"set": HOSTILE, "protocol": "sparsegpt", "window": 64, "windows": 2, "tokens": 126, "revision": None}

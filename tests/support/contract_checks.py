@@ -18,7 +18,7 @@ import torch
 from pydantic_core import PydanticUndefined
 from torch import Tensor
 
-from prunekit.contract import Allocator, Context, Method, PlugIn
+from prunekit.contract import Allocator, Context, Method, PlugIn, carry_out
 from prunekit.export.staging import Staging
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.prunable import PrunableModel
@@ -69,7 +69,7 @@ def weights(model: PrunableModel) -> dict[str, Tensor]:
 def prune(folder: Path, method: Method, target: Path, **settings: object) -> dict[str, Tensor]:
     """Plan and apply a method; the tensors of the blocks that come out."""
     ctx = open_context(folder, method, target, **settings)  # type: ignore[arg-type]
-    method.apply(ctx, method.plan(ctx))
+    carry_out(method, ctx, method.plan(ctx))
     return weights(ctx.model)
 
 
@@ -130,9 +130,9 @@ def check_reloaded_plan_gives_the_same_bytes(method: Method, folder: Path, tmp_p
     files = bytes_of(folder)
     first = open_context(folder, method, tmp_path / "one" / "out")
     plan = method.plan(first)
-    method.apply(first, plan)
+    carry_out(method, first, plan)
     second = open_context(folder, method, tmp_path / "two" / "out")
-    method.apply(second, check_plan_survives_json(plan))
+    carry_out(method, second, check_plan_survives_json(plan))
     assert first.model.edits is not None and second.model.edits is not None
     written = bytes_of(first.model.edits.folder)
     assert written == bytes_of(second.model.edits.folder)
@@ -148,7 +148,7 @@ def check_only_linears_change(method: Method, folder: Path, tmp_path: Path) -> N
         return
     ctx = open_context(folder, method, tmp_path / "out")
     plan, before = method.plan(ctx), weights(ctx.model)
-    method.apply(ctx, plan)
+    carry_out(method, ctx, plan)
     after, planned = weights(ctx.model), {f"{path}.weight" for path in plan.sparsify()}
     assert before.keys() == after.keys()
     for name, tensor in after.items():
@@ -168,7 +168,7 @@ def check_zero_sparsity_changes_nothing(method: Method, folder: Path, tmp_path: 
     spared = dict.fromkeys(list(ctx.budget)[::2], 0.0)
     ctx.budget = {**ctx.budget, **spared}
     before = weights(ctx.model)
-    method.apply(ctx, method.plan(ctx))
+    carry_out(method, ctx, method.plan(ctx))
     for name, tensor in weights(ctx.model).items():
         changes = name.removesuffix(".weight") in ctx.budget.keys() - spared.keys()
         assert same_bytes(before[name], tensor) != changes, name
@@ -181,7 +181,7 @@ def check_export_loads(method: Method, folder: Path, tmp_path: Path) -> None:
     from prunekit.export.folder import export
 
     ctx = open_context(folder, method, tmp_path / "out")
-    method.apply(ctx, method.plan(ctx))
+    carry_out(method, ctx, method.plan(ctx))
     export(ctx.model, tmp_path / "exported")
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", output_loading_info=True)
     model, info = loaded

@@ -7,11 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 import contract_checks as checks
-from prunekit.contract import Context
+from prunekit.contract import Context, carry_out
 from prunekit.errors import UsageError
-from prunekit.plan import Pattern, Sparsify
+from prunekit.plan import Pattern
 from prunekit.recipe.recipe import Recipe
 from prunekit.recipe.registry import load
+from prunekit.weights.actions import Sparsify
 from prunekit.weights.allocation import check_budget
 from prunekit.weights.masks import mean_sparsity
 
@@ -50,7 +51,7 @@ def test_what_is_pruned_follows_each_linears_own_pattern_and_meets_the_ratio_but
     plan = method.plan(ctx)
     patterns = {action.pattern for action in plan.sparsify().values()}
     assert len(patterns) > 1 and all(text.endswith(":8") for text in patterns)
-    method.apply(ctx, plan)
+    carry_out(method, ctx, plan)
     for path, action in plan.sparsify().items():
         weight = ctx.model.read([f"{path}.weight"])[f"{path}.weight"]
         zeros = (weight.reshape(-1, 8) == 0).sum(dim=1)

@@ -9,6 +9,7 @@ import contract_checks as checks
 from prunekit.blockwise import walk
 from prunekit.blockwise.loss import mean_loss
 from prunekit.blockwise.walk import logits
+from prunekit.contract import carry_out
 from prunekit.recipe.registry import load
 from prunekit.weights import sensitivity
 from prunekit.weights.sensitivity import Laboratory, Score, Trial
@@ -29,7 +30,7 @@ def real_loss(folder: Path, method: str, budget: dict[str, float], target: Path)
     ctx = checks.open_context(folder, load(method)(), target)
     ctx.budget, ctx.calibration, ctx.batch_size = budget, checks.token_ids(ctx.model), 2
     method_ = load(method)()
-    method_.apply(ctx, method_.plan(ctx))
+    carry_out(method_, ctx, method_.plan(ctx))
     return mean_loss(logits(ctx.model, ctx.calibration), ctx.calibration)
 
 

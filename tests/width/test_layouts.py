@@ -14,7 +14,7 @@ from torch import Tensor
 import families
 from prunekit.errors import UsageError
 from prunekit.export.checks import check_generation
-from prunekit.export.folder import export, measure
+from prunekit.export.folder import export, folder_changes, measure
 from prunekit.export.staging import Staging
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.loading import load
@@ -78,7 +78,7 @@ def made(family: str, tmp_path: Path, layout: Any) -> tuple[Path, Path]:
     width = next(iter(find_sites(PrunableModel.open(Checkpoint.open(folder), device="cpu")).values())).units
     widths = {index: width // 2 if layout == "uniform" or index % 2 else width // 2 + 8 for index in range(depth)}
     model = narrowed(folder, silence(folder, widths), tmp_path / "work")
-    export(model, tmp_path / "out", layout=layout)
+    export(model, tmp_path / "out", folder_changes(model, layout))
     return folder, tmp_path / "out"
 
 
@@ -140,8 +140,8 @@ def test_what_is_counted_is_what_is_written(tmp_path: Path) -> None:
     model = narrowed(tmp_path / "dense", keeps, tmp_path / "work")
     sizes = {}
     for layout in ("per-layer", "padded"):
-        export(model, tmp_path / layout, layout=layout)
-        counted, written = measure(model, layout), Checkpoint.open(tmp_path / layout).tensors
+        export(model, tmp_path / layout, folder_changes(model, layout))
+        counted, written = measure(model, folder_changes(model, layout)), Checkpoint.open(tmp_path / layout).tensors
         assert counted.parameters == sum(torch.Size(info.shape).numel() for info in written.values())
         assert counted.widths == (32, 40, 32, 64)
         sizes[layout] = counted.parameters
@@ -166,7 +166,7 @@ def test_blocks_that_are_gone_and_blocks_that_are_narrower_go_together(tmp_path:
     keeps = silence(tmp_path / "dense", {0: 32, 1: 40, 2: 32, 3: 64})
     model = narrowed(tmp_path / "dense", {index: keeps[index] for index in (0, 2, 3)}, tmp_path / "work")
     model = model.without({1}).narrowed({index: site for index, site in model.sites.items() if index != 1})
-    export(model, tmp_path / "out", layout="per-layer")
+    export(model, tmp_path / "out", folder_changes(model, "per-layer"))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_hidden_layers"] == 3
     assert config["per_layer_config"] == {"0": {"intermediate_size": 32}, "1": {"intermediate_size": 32}}

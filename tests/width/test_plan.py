@@ -8,8 +8,11 @@ import pytest
 import families
 from contract_checks import open_context
 from prunekit.contract import Context
+from prunekit.depth.actions import RemoveBlock
 from prunekit.errors import InputError, UnsupportedError, UsageError
-from prunekit.plan import Narrow, PrunePlan, RemoveBlock, Sparsify
+from prunekit.plan import PrunePlan
+from prunekit.weights.actions import Sparsify
+from prunekit.width.actions import Narrow
 from prunekit.width.config import default_multiple
 from prunekit.width.plan import Neurons, check_narrowing, neurons, plan_narrowing, planned_ratio, spread
 from prunekit_methods.wanda_sp import WandaSP
@@ -102,8 +105,10 @@ EVERY = [Narrow(block=index, units=32) for index in range(4)]
 def test_a_plan_that_cannot_be_carried_out_is_refused(
     actions: list[Any], error: type[Exception], words: str, tmp_path: Path
 ) -> None:
+    ctx, plan = context(families.save("llama", tmp_path)), edited(*actions)
+    ctx.model = plan.applied_to(ctx.model)
     with pytest.raises(error, match=words):
-        check_narrowing(context(families.save("llama", tmp_path)), edited(*actions))
+        check_narrowing(ctx, plan)
 
 
 def test_a_block_is_removed_or_narrowed_and_not_both() -> None:
