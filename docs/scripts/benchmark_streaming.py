@@ -130,7 +130,7 @@ def plain_passes(model: Path, ids: "torch.Tensor", work: Path) -> dict[str, floa
 
 def method_walk(name: str, model: Path, ids: "torch.Tensor", work: Path) -> dict[str, float]:  # noqa: F821
     """A method at 50 % with prunekit: the walk that prunes, then the export."""
-    from prunekit.blockwise.walk import default_batch_size
+    from prunekit.blockwise.stream import default_batch_size
     from prunekit.contract import Context, carry_out
     from prunekit.export.folder import export
     from prunekit.export.staging import Staging

@@ -71,7 +71,7 @@ def measured(what: str, folder: Path, samples: int, tokens: int) -> dict[str, fl
     """Seconds and peak resident bytes of one run in this process."""
     import torch
 
-    from prunekit.blockwise.walk import logits
+    from prunekit.blockwise.stream import logits
     from prunekit.contract import Context, carry_out
     from prunekit.export.staging import Staging
     from prunekit.model.checkpoint import Checkpoint

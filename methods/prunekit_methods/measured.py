@@ -153,4 +153,4 @@ def beginnings(ctx: Context, sparsity: float) -> Iterator[tuple[str, Levels]]:
     yield "alphapruning", settle(spread(means, sizes, sparsity, EPSILON), sizes, sparsity)
     ratios = outlier_ratios(ctx, THRESHOLD)
     ctx.evidence["outlier_ratio"] = ratios
-    yield "owl", settle(shift(less_for_more(ratios, SPREAD), sizes, sparsity), sizes, sparsity)
+    yield "owl", settle(shift(less_for_more(ratios, sizes, SPREAD), sizes, sparsity), sizes, sparsity)

@@ -30,5 +30,5 @@ class OWL(Allocator):
         found = outlier_ratios(ctx, self.threshold)
         ctx.evidence["outlier_ratio"] = found
         sizes = block_sizes(ctx)
-        wanted = shift(less_for_more(found, self.spread), sizes, sparsity)
+        wanted = shift(less_for_more(found, sizes, self.spread), sizes, sparsity)
         return budget_of_blocks(ctx, settle(wanted, sizes, sparsity), sparsity)

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from prunekit import distributed
 from prunekit.blockwise.capture import capture
 from prunekit.blockwise.loss import exp_or_inf
-from prunekit.blockwise.walk import calibration_of, split
+from prunekit.blockwise.stream import split
+from prunekit.blockwise.walk import calibration_of
 from prunekit.contract import Context, Method, Needs
 from prunekit.depth.gate_path import follow
 from prunekit.depth.gates import GatedLoss

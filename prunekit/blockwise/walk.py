@@ -6,31 +6,22 @@ and the hidden states, whatever the depth of the model. Blocks that an interrupt
 again.
 """
 
-import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.blockwise.capture import capture, logits_of
 from prunekit.blockwise.hooks import Forward, Groups, collect, find_groups
 from prunekit.blockwise.statistics import Statistics
+from prunekit.blockwise.stream import Stream, logits, split
 from prunekit.contract import Context
 from prunekit.errors import UnsupportedError
-from prunekit.files import storage_errors
-from prunekit.model.prunable import PrunableModel
 from prunekit.model.structure import Block, Linear
-from prunekit.progress import Progress, Silent
 
 S = TypeVar("S", bound=Statistics)
-T = TypeVar("T")
-WAITING_BYTES = 2 * 2**30  # hidden states that may wait at once, where a group of batches has several each
-BATCH_TOKENS = 2048  # enough to keep matrix products busy, few enough for the activations to stay small
 
 
 @dataclass
@@ -58,60 +49,38 @@ class LoadedLinear:
 
 @dataclass
 class Visit(Generic[S]):
-    """One block, or one group of its linears, ready to be pruned with what calibration knows of its inputs.
+    """One block in memory, or one group of its linears, with what calibration knows of its inputs.
 
-    Linears that read the same input share one statistics object.
+    `statistics` holds those of each linear's input, by path; linears that read the same input share one object.
+    `inputs`, `run` and `outputs` are for methods that fit a block to data: the calibration set, in `batches` batches,
+    as the pruned blocks before it left it.
     """
 
     block: Block
+    module: nn.Module
     linears: list[LoadedLinear]
+    stream: Stream = field(repr=False)
+    batches: int
     statistics: dict[str, S] = field(default_factory=dict)
 
+    def inputs(self) -> Iterator[Tensor]:
+        """The hidden states before the block, (sequences, tokens, width) for each batch, on the run's device."""
+        for batch in range(self.batches):
+            yield self.stream.hidden[batch].to(self.stream.model.device)
 
-class Stream:
-    """Hidden states on their way through the blocks: one tensor (batch, tokens, width) per batch of token ids.
+    def run(self, hidden: Tensor, batch: int = 0) -> Tensor:
+        """The block's output for hidden states (sequences, tokens, width), called as the model calls it for a batch.
 
-    They are kept on the CPU, or with `offload` in files of that folder that are mapped into memory.
-    """
-
-    def __init__(self, model: PrunableModel, batches: Sequence[Tensor], offload: Path | None = None) -> None:
-        self.model = model
-        self.batches = batches
-        self.offload = offload
-        numbers = count()
-        captured = capture(model, batches, lambda hidden: self.keep(hidden, next(numbers)))
-        self.hidden, self.calls, self.answer = captured.hidden, captured.calls, captured.answer
-
-    def run(self, module: nn.Module, block: Block, batch: int, hidden: Tensor | None = None) -> Tensor:
-        """The output of a block for one batch, or for other hidden states in its place; the block gets a copy."""
-        state = self.hidden[batch] if hidden is None else hidden
-        return self.calls[batch][block.index](module, state.to(self.model.device, copy=True))
-
-    def advance(self, module: nn.Module, block: Block, batches: Sequence[int] | None = None) -> None:
-        """Replace the hidden states of the given batches (default: all) by the block's output for them."""
-        for batch in range(len(self.batches)) if batches is None else batches:
-            self.hidden[batch] = self.keep(self.run(module, block, batch), batch)
-
-    def keep(self, hidden: Tensor, batch: int) -> Tensor:
-        """The hidden states of one batch where they shall wait; those that waited there before are lost."""
-        if self.offload is None:
-            return hidden.to("cpu", copy=True)
-        path = self.offload / f"{batch:05d}.bin"
-        flat = hidden.cpu().contiguous().reshape(-1)
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(flat.view(torch.uint8).numpy().data)
-        return torch.from_file(str(path), shared=True, size=flat.numel(), dtype=flat.dtype).view(hidden.shape)
-
-    def logits(self, batches: Sequence[int] | None = None, hidden: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
-        """Logits (batch, tokens, vocabulary) of some batches, or all, once they have passed the last block.
-
-        Of other hidden states than the stream's own when they are given, one tensor per batch.
+        Differentiable in the hidden states and in the block's parameters that require a gradient; none does at first.
         """
-        with self.model.outside():
-            for batch in range(len(self.batches)) if batches is None else batches:
-                state = (hidden or self.hidden)[batch].to(self.model.device)
-                yield logits_of(self.model, self.batches[batch], state, self.answer)
+        return self.stream.run(self.module, self.block, batch, hidden)
+
+    def outputs(self) -> Iterator[Tensor]:
+        """The block's outputs for its inputs, with its weights as they are now; like `inputs`, without gradients."""
+        for batch, hidden in enumerate(self.inputs()):
+            with torch.no_grad():
+                output = self.run(hidden, batch)
+            yield output
 
 
 @torch.no_grad()
@@ -122,12 +91,13 @@ def walk(ctx: Context, statistics: type[S] | None = None, *, sequential: bool = 
     block is visited once per group of linears that share an input, in the order they are called, and each group's
     statistics come from the block as the groups before it left it (SparseGPT's true-sequential).
     """
-    samples = [] if statistics is None else split(calibration_of(ctx), ctx.batch_size)
+    needed = ctx.calibration is not None or statistics is not None
+    samples = split(calibration_of(ctx), ctx.batch_size) if needed else []
     stream = Stream(ctx.model, [*samples, ctx.probe], ctx.offload)
     known: dict[Hashable, Groups | None] = {}
     for block, module in unfinished(ctx, stream):
         if statistics is None or not block.linears:
-            yield Visit(block, _loaded(module, block))
+            yield Visit(block, module, _loaded(module, block), stream, len(samples))
         else:
             yield from _visits(stream, module, block, len(samples), statistics, known, sequential)
 
@@ -164,11 +134,11 @@ def unfinished(ctx: Context, stream: "Stream", dense: "Stream | None" = None) ->
 
 
 @torch.no_grad()
-def survey(ctx: Context, statistics: type[S], stream: Stream | None = None) -> Iterator[Visit[S]]:
-    """Visit every block in order as `walk` does, and keep nothing: for deciding.
+def observe(ctx: Context, statistics: type[S], stream: Stream | None = None) -> Iterator[Visit[S]]:
+    """Visit every block in order as `walk` does and commit nothing: for methods and allocators that decide.
 
-    What is written into a linear between two visits is seen by the blocks after it, and is gone with its block. A
-    `stream` of one's own takes the place of the calibration set's, and has passed all blocks in the end.
+    Blocks see what was written into the linears of earlier ones; when the next block comes, that is lost. A `stream`
+    replaces the calibration set's, and has passed all blocks in the end.
     """
     own = stream or Stream(ctx.model, split(calibration_of(ctx), ctx.batch_size), ctx.offload)
     known: dict[Hashable, Groups | None] = {}
@@ -177,41 +147,9 @@ def survey(ctx: Context, statistics: type[S], stream: Stream | None = None) -> I
             if block.linears:
                 yield from _visits(own, module, block, len(own.batches), statistics, known, False)
             else:
-                yield Visit(block, [])
+                yield Visit(block, module, [], own, len(own.batches))
             if stream is not None or block is not ctx.model.kept[-1]:
                 own.advance(module, block)
-
-
-@torch.no_grad()
-def logits(
-    model: PrunableModel,
-    ids: Tensor,
-    *,
-    batch_size: int | None = None,
-    offload: Path | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Tensor]:
-    """Logits (batch, window, vocabulary) of token ids (n, window), in order, with one block in memory at a time."""
-    yield from passed(model, ids, batch_size=batch_size, offload=offload, progress=progress).logits()
-
-
-@torch.no_grad()
-def passed(
-    model: PrunableModel,
-    ids: Tensor,
-    *,
-    batch_size: int | None = None,
-    offload: Path | None = None,
-    progress: Progress | None = None,
-) -> Stream:
-    """Token ids (n, window) that have gone through all blocks; the stream gives their logits as often as is asked."""
-    progress = progress or Silent()
-    stream = Stream(model, split(ids, batch_size or default_batch_size(ids.shape[1])), offload)
-    for block in model.kept:
-        with model.block(block.index) as module:
-            stream.advance(module, block)
-        progress.step(block.path)
-    return stream
 
 
 @torch.no_grad()
@@ -232,32 +170,6 @@ def record_probe(ctx: Context) -> None:
     """Write the logits of the model as it is now, without its removed blocks, to the staging folder."""
     if ctx.model.edits is not None:
         ctx.model.edits.write_probe(ctx.probe, next(logits(ctx.model, ctx.probe))[0])
-
-
-def split(ids: Tensor, batch_size: int) -> list[Tensor]:
-    """Token ids (samples, tokens) as batches of at most `batch_size` samples."""
-    return list(ids.split(batch_size))
-
-
-def waiting(each: int) -> int:
-    """How many hidden states of so many bytes may wait at once."""
-    return WAITING_BYTES // each
-
-
-def grouped(batches: Sequence[T], each: int, resident: bool) -> list[Sequence[T]]:
-    """Batches in groups whose hidden states, so many bytes `each`, fit WAITING_BYTES, or one by one.
-
-    Each group reads the blocks anew. Of a resident model none is read, so nothing need wait for others. Groups are as
-    equal as can be.
-    """
-    most = 1 if resident else max(1, waiting(each))
-    size = math.ceil(len(batches) / max(1, math.ceil(len(batches) / most))) or 1
-    return [batches[start : start + size] for start in range(0, len(batches), size)]
-
-
-def default_batch_size(seq_len: int) -> int:
-    """How many sequences are run at once when the user does not say."""
-    return max(1, BATCH_TOKENS // seq_len)
 
 
 def calibration_of(ctx: Context) -> Tensor:
@@ -293,7 +205,8 @@ def _visits(
     for part in [[group] for group in groups] if sequential and groups else [groups]:
         found = {loaded[name].path: s for name, s in collect(modules, inputs, statistics, forwards, part).items()}
         _check(found)
-        yield Visit(block, [linear for linear in loaded.values() if linear.path in found], found)
+        visited = [linear for linear in loaded.values() if linear.path in found]
+        yield Visit(block, module, visited, stream, batches, found)
 
 
 def _check(found: dict[str, S]) -> None:

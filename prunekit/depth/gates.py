@@ -17,7 +17,7 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.blockwise.capture import logits_of
 from prunekit.blockwise.loss import loss_and_slope
-from prunekit.blockwise.walk import Stream, grouped
+from prunekit.blockwise.stream import Stream, grouped
 from prunekit.model.prunable import PrunableModel
 
 Kind = Literal["branch", "output"]

@@ -13,7 +13,8 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.blockwise.loss import summed_loss
 from prunekit.blockwise.statistics import BlockInfluence
-from prunekit.blockwise.walk import Stream, calibration_of, grouped, record_probe, split, transitions
+from prunekit.blockwise.stream import Stream, grouped, split
+from prunekit.blockwise.walk import calibration_of, record_probe, transitions
 from prunekit.contract import Context
 from prunekit.depth.actions import RemoveBlock
 from prunekit.depth.removal import blocks_to_remove, plan_removal

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunekit.blockwise import walk
+from prunekit.blockwise import stream
 from prunekit.blockwise.loss import CHUNK, exp_or_inf, mean_loss
 from prunekit.evaluate import rows
 from prunekit.evaluate.perplexity import Windows
@@ -67,7 +67,7 @@ class Baseline:
         self.vocabulary = model.config.get_text_config().vocab_size
         progress = progress or Silent()
         progress.stage("perplexity", len(model.kept))
-        self.stream = walk.passed(model, windows.ids, offload=offload, progress=progress)
+        self.stream = stream.passed(model, windows.ids, offload=offload, progress=progress)
 
     @torch.no_grad()
     def logits(self) -> Iterator[Tensor]:
@@ -99,7 +99,7 @@ def measure(
     found = Agreement()
     try:
         with torch.no_grad():
-            logits = walk.logits(model, windows.ids, offload=offload, progress=progress)
+            logits = stream.logits(model, windows.ids, offload=offload, progress=progress)
             value = exp_or_inf(mean_loss(found.watch(baseline.logits(), logits), windows.ids))
     finally:
         if offload is not None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekit import cache
-from prunekit.blockwise import walk
+from prunekit.blockwise import stream
 from prunekit.blockwise.loss import exp_or_inf, mean_loss
 from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.model.prunable import PrunableModel
@@ -217,7 +217,7 @@ def perplexity(
     progress = progress or Silent()
     progress.stage(title, len(model.kept))
     try:
-        return exp_or_inf(mean_loss(walk.logits(model, ids, offload=offload, progress=progress), ids))
+        return exp_or_inf(mean_loss(stream.logits(model, ids, offload=offload, progress=progress), ids))
     finally:
         if offload is not None:
             shutil.rmtree(offload, ignore_errors=True)

@@ -21,7 +21,7 @@ import torch
 from pydantic import ValidationError
 
 from prunekit import distributed
-from prunekit.blockwise.walk import logits
+from prunekit.blockwise.stream import logits
 from prunekit.errors import InputError, PrunekitError, ResourceError, VerificationError
 from prunekit.export.checks import (
     NEW_TOKENS,

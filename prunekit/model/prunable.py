@@ -19,6 +19,7 @@ from prunekit import distributed
 from prunekit.model.checkpoint import STORED_DTYPES, Checkpoint, Copy, TensorInfo, finite
 from prunekit.model.device import choose_device, choose_dtype, give_back_memory
 from prunekit.model.edits import Edits, Piece
+from prunekit.model.selection import Selection
 from prunekit.model.skeleton import build_skeleton, conversion, load_whole
 from prunekit.model.structure import Block, Linear, Site, find_blocks, fit_features
 
@@ -32,7 +33,8 @@ class PrunableModel:
     blocks, which are read from there instead of from the source. `removed` holds the indices of blocks that are taken
     out: the model computes and is exported without them; `kept` are the others. `sites` says where finished blocks may
     be narrower than the source's. These three never change: `with_edits`, `without` and `narrowed` give the same model,
-    sharing its skeleton and its memory, under other ones. A checkpoint whose tensors transformers converts while
+    sharing its skeleton and its memory, under other ones. `targeting` gives it with fewer linears: those a method may
+    touch. A checkpoint whose tensors transformers converts while
     loading is kept `whole` in memory; `whole_because` names one of them.
     """
 
@@ -47,6 +49,7 @@ class PrunableModel:
         self.edits: Edits | None = None
         self.removed: frozenset[int] = frozenset()
         self.sites: dict[int, Site] = {}
+        self.selection = Selection()
         self.trust_remote_code = False
         self._resident = False
         self.whole: PreTrainedModel | None = None
@@ -93,6 +96,19 @@ class PrunableModel:
     def narrowed(self, sites: Mapping[int, Site]) -> Self:
         """This model with blocks that may be narrower than the source's: source index -> where."""
         return self._with(sites=dict(sites))
+
+    def targeting(self, selection: Selection) -> Self:
+        """This model with only the selected linears, as if its blocks had no others.
+
+        Raises UsageError for a pattern that matches no linear, or if none is left.
+        """
+        selection.check(list(self.linears()))
+        transposed = self._transposed  # of all linears, since tensors of the others are still read and written
+        blocks = [
+            replace(block, linears=tuple(linear for linear in block.linears if linear.path in selection))
+            for block in self.blocks
+        ]
+        return self._with(blocks=blocks, selection=selection, _transposed=transposed)
 
     def _with(self, **attributes: object) -> Self:
         view = shallow_copy(self)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunekit import cache, distributed
-from prunekit.blockwise.walk import default_batch_size
+from prunekit.blockwise.stream import default_batch_size
 from prunekit.contract import Allocator, Context, Method
 from prunekit.depth.removal import protected_blocks
 from prunekit.errors import InputError, UsageError

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from prunekit.blockwise.walk import logits
+from prunekit.blockwise.stream import logits
 from prunekit.export.card import repeat_command, write_card
 from prunekit.export.folder import measure
 from prunekit.export.manifest import Manifest

@@ -20,7 +20,8 @@ def spread(metrics: Sequence[float], sizes: Sequence[int], target: float, epsilo
 
     They can exceed 1, or fall below 0 when epsilon exceeds 1; `settle` mends that (arXiv:2410.10912, section 3.3).
     """
-    low, high = min(metrics), max(metrics)
+    known = [q for q, size in zip(metrics, sizes, strict=True) if size]
+    low, high = min(known), max(known)
     width = high - low
     shares = [1 - epsilon + 2 * epsilon * ((q - low) / width if width > 0 else 0.5) for q in metrics]
     weighted = math.fsum(d * r for d, r in zip(sizes, shares, strict=True))

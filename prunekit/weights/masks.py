@@ -25,7 +25,8 @@ def plan_sparsity(ctx: Context, method: str) -> PrunePlan:
     if ctx.budget is None:
         raise RuntimeError(f"{method} needs a budget")
     for index, block in enumerate(ctx.model.blocks):
-        if others := find_other_matrices(ctx.model.stack[index], block.path):
+        matrices = find_other_matrices(ctx.model.stack[index], block.path)
+        if others := [name for name in matrices if name in ctx.model.selection]:
             shapes = {name: ctx.model.skeleton.get_parameter(name).shape for name in others}
             largest = max(shapes, key=lambda name: shapes[name].numel())
             found = f"{largest} {tuple(shapes[largest])} is not a plain linear"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prunekit.blockwise.statistics import InputNorm
-from prunekit.blockwise.walk import Visit, survey
+from prunekit.blockwise.walk import Visit, observe
 from prunekit.contract import Context
 
 
@@ -17,7 +17,7 @@ def outlier_ratios(ctx: Context, threshold: float) -> list[float]:
     """The outlier ratio of every block that is left, measured on the dense model over the calibration set."""
     ctx.progress.stage("outliers", len(ctx.model.kept))
     found: list[float] = []
-    for visit in survey(ctx, InputNorm):
+    for visit in observe(ctx, InputNorm):
         found.append(outlier_ratio(scores(visit), threshold))
         ctx.progress.step(visit.block.path)
     return found
@@ -35,7 +35,11 @@ def outlier_ratio(scores: Sequence[Tensor], threshold: float) -> float:
     return sum(int((part > threshold * mean).sum()) for part in scores) / count
 
 
-def less_for_more(ratios: Sequence[float], spread: float) -> list[float]:
-    """Sparsities, up to one constant, that fall linearly with the outlier ratio and span 2 Lambda."""
-    low, width = min(ratios), max(ratios) - min(ratios)
+def less_for_more(ratios: Sequence[float], sizes: Sequence[int], spread: float) -> list[float]:
+    """Sparsities, up to one constant, that fall linearly with the outlier ratio and span 2 Lambda.
+
+    `sizes` counts the weights of each place; places without any have no part in the span.
+    """
+    known = [ratio for ratio, size in zip(ratios, sizes, strict=True) if size]
+    low, width = min(known), max(known) - min(known)
     return [-2 * spread * (ratio - low) / width if width else 0.0 for ratio in ratios]

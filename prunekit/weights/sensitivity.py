@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prunekit.blockwise.loss import mean_loss, summed_loss
 from prunekit.blockwise.statistics import Hessian, InputNorm, Statistics
-from prunekit.blockwise.walk import LoadedLinear, Stream, Visit, grouped, split, survey, waiting
+from prunekit.blockwise.stream import Stream, grouped, split, waiting
+from prunekit.blockwise.walk import LoadedLinear, Visit, observe
 from prunekit.contract import Budget, Context
 from prunekit.plan import Pattern
 from prunekit.weights.masks import keep_above_threshold, keep_per_row
@@ -59,7 +60,7 @@ class Laboratory:
     def loss(self, budget: Budget) -> float:
         """The mean loss of the model when every linear is pruned as the budget says: two passes."""
         stream = Stream(self.ctx.model, split(self.ids, self.ctx.batch_size), self.ctx.offload)
-        for visit in survey(self.ctx, STATISTICS[self.score], stream):
+        for visit in observe(self.ctx, STATISTICS[self.score], stream):
             cut(visit, self.score, budget)
         self.forwards += 2 * len(self.ctx.model.kept)
         return or_inf(mean_loss(stream.logits(), self.ids))
@@ -92,7 +93,7 @@ class Laboratory:
         """The summed loss of some batches for each trial."""
         stream = Stream(self.ctx.model, batches)
         branches: dict[Trial, list[Tensor]] = {}
-        for visit in survey(self.ctx, STATISTICS[self.score], stream):
+        for visit in observe(self.ctx, STATISTICS[self.score], stream):
             left = cut(visit, self.score, budget)
             for states in branches.values():
                 states[:] = self._run(stream, visit, states)

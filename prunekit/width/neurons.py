@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from prunekit.blockwise.walk import Stream
+from prunekit.blockwise.stream import Stream
 from prunekit.errors import UnsupportedError
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.structure import Block, Linear, Segments, Site, features, fit_features

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.blockwise.statistics import Moments
-from prunekit.blockwise.walk import Stream, calibration_of, split, unfinished
+from prunekit.blockwise.stream import Stream, split
+from prunekit.blockwise.walk import calibration_of, unfinished
 from prunekit.contract import Context
 from prunekit.errors import UnsupportedError
 from prunekit.model.structure import Block, Site

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 import families
 from prunekit.blockwise.statistics import Hessian, InputNorm, Statistics
-from prunekit.blockwise.walk import Visit, default_batch_size, logits, split, walk
+from prunekit.blockwise.stream import default_batch_size, logits, split
+from prunekit.blockwise.walk import Visit, walk
 from prunekit.contract import Context
 from prunekit.errors import ResourceError, UnsupportedError
 from prunekit.export.staging import Staging

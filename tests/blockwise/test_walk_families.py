@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import families
 from prunekit.blockwise.statistics import InputNorm
-from prunekit.blockwise.walk import logits, walk
+from prunekit.blockwise.stream import logits
+from prunekit.blockwise.walk import walk
 from prunekit.contract import Context, carry_out
 from prunekit.errors import UnsupportedError
 from prunekit.export.staging import Staging

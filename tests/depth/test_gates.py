@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import contract_checks as checks
-from prunekit.blockwise import walk
+from prunekit.blockwise import stream
 from prunekit.depth.gates import GatedLoss, Kind, gated
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.prunable import PrunableModel
@@ -59,7 +59,7 @@ def test_groups_of_batches_and_weights_in_memory_change_nothing(
     model, ids = opened(tiny_llama())
     loss, at = GatedLoss(model, list(ids.split(1))), torch.full((4,), 0.8, dtype=torch.float64)
     one, slopes = loss.gradient(at)
-    monkeypatch.setattr(walk, "WAITING_BYTES", 1)
+    monkeypatch.setattr(stream, "WAITING_BYTES", 1)
     assert len(loss._groups()) == 4
     monkeypatch.undo()
     assert len(loss._groups()) == 1

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import contract_checks as checks
-from prunekit.blockwise import walk
+from prunekit.blockwise import stream
 from prunekit.contract import Context, Needs
 from prunekit.depth.actions import RemoveBlock
 from prunekit.depth.plan import candidates, losses_without, plan_blocks, remove_blocks, smallest
@@ -53,7 +53,7 @@ def test_losses_without_a_block_are_those_of_the_model_that_lacks_it(tiny_llama:
 def test_groups_of_batches_give_the_same_losses(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = context(tiny_llama())
     expected, _ = losses_without(ctx, [1, 2])
-    monkeypatch.setattr(walk, "WAITING_BYTES", 1)
+    monkeypatch.setattr(stream, "WAITING_BYTES", 1)
     found, _ = losses_without(ctx, [1, 2])
     assert found == pytest.approx(expected, rel=1e-9)
 

@@ -107,13 +107,13 @@ def test_the_baseline_goes_through_a_text_once_for_all_models(
     tiny_llama: Model, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walked: list[Path] = []
-    passed = agreement.walk.passed
+    passed = agreement.stream.passed
 
     def watched(model: PrunableModel, *all: Any, **more: Any) -> Any:
         walked.append(model.checkpoint.folder)
         return passed(model, *all, **more)
 
-    monkeypatch.setattr(agreement.walk, "passed", watched)
+    monkeypatch.setattr(agreement.stream, "passed", watched)
     folders = [tiny_llama(name=name, seed=seed) for seed, name in enumerate(("dense", "one", "other"))]
     dense, *models = map(str, folders)
     side_by_side.evaluate(models, baseline=dense, texts=Texts([text], windows=2))

@@ -89,9 +89,9 @@ def test_hidden_states_can_wait_on_disk_and_nothing_stays_there(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     used: list[Path] = []
-    logits = perplexity.walk.logits
+    logits = perplexity.stream.logits
     monkeypatch.setattr(
-        perplexity.walk, "logits", lambda *all, **more: used.append(more["offload"]) or logits(*all, **more)
+        perplexity.stream, "logits", lambda *all, **more: used.append(more["offload"]) or logits(*all, **more)
     )
     model = str(tiny_llama())
     on_disk = side_by_side.evaluate([model], texts=Texts([text], windows=2), offload="disk")
@@ -119,9 +119,9 @@ def test_a_run_measures_before_and_after_with_hidden_states_where_it_was_told_to
 
     monkeypatch.chdir(tmp_path)
     used: list[Any] = []
-    logits = perplexity.walk.logits
+    logits = perplexity.stream.logits
     monkeypatch.setattr(
-        perplexity.walk, "logits", lambda *all, **more: used.append(more["offload"]) or logits(*all, **more)
+        perplexity.stream, "logits", lambda *all, **more: used.append(more["offload"]) or logits(*all, **more)
     )
     flags = {"model": str(tiny_llama()), "method": "wanda", "ratio": 0.5, "calib": text, "seq_len": 32, "samples": 4}
     flags |= {"offload": "disk", "verify": "off", "eval_windows": 2}

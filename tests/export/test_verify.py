@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prunekit.blockwise.walk import logits
+from prunekit.blockwise.stream import logits
 from prunekit.errors import InputError, ResourceError, UnsupportedError, VerificationError
 from prunekit.export import verify as verifying
 from prunekit.export.checks import (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import contract_checks as checks
 import families
-from prunekit.blockwise.walk import logits
+from prunekit.blockwise.stream import logits
 from prunekit.contract import Context, Method, carry_out
 from prunekit.errors import UnsupportedError
 from prunekit.model.prunable import PrunableModel

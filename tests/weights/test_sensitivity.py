@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import contract_checks as checks
-from prunekit.blockwise import walk
+from prunekit.blockwise import stream
 from prunekit.blockwise.loss import mean_loss
-from prunekit.blockwise.walk import logits
+from prunekit.blockwise.stream import logits
 from prunekit.contract import carry_out
 from prunekit.recipe.registry import load
 from prunekit.weights import sensitivity
@@ -79,7 +79,7 @@ def test_groups_of_batches_give_the_same_where_no_statistics_are_needed(
     lab = laboratory(tiny_llama(), "magnitude")
     budget, wanted = Uniform().allocate(lab.ctx, 0.5), trials(lab, 0.3, 0.7)
     together = lab.losses(wanted, budget)
-    monkeypatch.setattr(walk, "WAITING_BYTES", 1)
+    monkeypatch.setattr(stream, "WAITING_BYTES", 1)
     assert lab.losses(wanted, budget) == pytest.approx(together, rel=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_trials_that_do_not_fit_together_are_measured_in_lots_with_the_same_stat
     budget, wanted = Uniform().allocate(lab.ctx, 0.5), trials(lab, 0.2, 0.3, 0.7)
     together, once = lab.losses(wanted, budget), lab.forwards
     monkeypatch.setattr(sensitivity, "LOT", 1)
-    monkeypatch.setattr(walk, "WAITING_BYTES", 6 * 3 * 2 * lab.ids.shape[1] * 32 * 4)  # 3 batches, float32
+    monkeypatch.setattr(stream, "WAITING_BYTES", 6 * 3 * 2 * lab.ids.shape[1] * 32 * 4)  # 3 batches, float32
     assert lab.losses(wanted, budget) == pytest.approx(together, rel=1e-6)
     assert lab.forwards == 2 * once + 2 * 2 * 4  # 12 trials in lots of 5, each with two passes over 4 blocks
 
@@ -98,14 +98,14 @@ def test_trials_that_do_not_fit_together_are_measured_in_lots_with_the_same_stat
 def test_the_work_is_counted_in_blocks(tiny_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = laboratory(tiny_llama(), "wanda")
     budget, runs = Uniform().allocate(lab.ctx, 0.5), 0
-    plain = walk.Stream.run
+    plain = stream.Stream.run
 
     def counted(*arguments: Any) -> torch.Tensor:
         nonlocal runs
         runs += 1
         return plain(*arguments)
 
-    monkeypatch.setattr(walk.Stream, "run", counted)
+    monkeypatch.setattr(stream.Stream, "run", counted)
     lab.losses(trials(lab, 0.3, 0.7), budget)
     # 3 batches: the stream, the branches, and the runs that feed the statistics, which end before the block does
     assert lab.forwards == 2 * 4 + 2 * (4 + 3 + 2 + 1)

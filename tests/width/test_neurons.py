@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import depth_families
 import families
-from prunekit.blockwise.walk import Stream
+from prunekit.blockwise.stream import Stream
 from prunekit.errors import UnsupportedError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.prunable import PrunableModel
