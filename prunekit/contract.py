@@ -1,10 +1,10 @@
-"""All that the author of a method or an allocator needs to read: what is asked of a plug-in and what it is given."""
+"""What is asked of a plug-in and what it is given: methods, allocators, recoveries."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -19,10 +19,10 @@ Budget = Mapping[str, float]  # linear path -> sparsity in [0, 1)
 
 @dataclass(frozen=True)
 class Needs:
-    """What a plug-in declares; the pipeline supplies it, or refuses before any work is done."""
+    """What a plug-in declares; the pipeline supplies it, and nothing else, or refuses before any work is done."""
 
     calibration: bool = False
-    gradients: bool = False
+    gradients: bool = False  # torch records gradients while its plan is applied
     budget: bool = False
     blocks: bool = False  # it removes whole blocks, and is told which are protected
     widths: bool = False  # it leaves blocks narrower, and is told the layout and the multiple of their widths
@@ -34,13 +34,13 @@ class Needs:
 class Context:
     """What a plug-in is given: the model, and of the rest only what it declared.
 
-    `method` is the name of the method that runs, which an allocator may want to know.
-    `ratio` is 0 for a method that needs none. `calibration` holds token ids, int64 of shape (samples, seq_len);
-    `protected` the indices of blocks that must stay; `layout` says whether widths may differ from block to block, and
-    `width_multiple` what they are multiples of (None: what suits the model). `work` is a folder where long work may
-    keep its state, to be found there again after a crash. `probe` is a short sequence (1, tokens) with which the pruned
-    model's logits are recorded, against which the export is verified. In `evidence` an allocator leaves what it decided
-    from, as methods do in `PrunePlan.evidence`, with which it is joined.
+    `dense` is the model before any pruning, for a recovery. `method` is the name of the method that runs, which an
+    allocator may want to know. `ratio` is 0 for a method that needs none. `calibration` holds token ids, int64 of shape
+    (samples, seq_len); `protected` the indices of blocks that must stay; `layout` says whether widths may differ from
+    block to block, and `width_multiple` what they are multiples of (None: what suits the model). `work` is a folder
+    where long work may keep its state, to be found there again after a crash. `probe` is a short sequence (1, tokens)
+    with which the pruned model's logits are recorded, against which the export is verified. In `evidence` an allocator
+    leaves what it decided from, as methods do in `PrunePlan.evidence`, with which it is joined.
     """
 
     model: PrunableModel
@@ -48,6 +48,7 @@ class Context:
     probe: Tensor
     method: str = ""
     pattern: Pattern = field(default_factory=Pattern)
+    dense: PrunableModel | None = None
     calibration: Tensor | None = None
     batch_size: int = 1
     budget: Budget | None = None
@@ -60,6 +61,17 @@ class Context:
     work: Path | None = None
     notes: list[str] = field(default_factory=list)
     evidence: dict[str, Any] = field(default_factory=dict)
+
+    def restricted(self, needs: Needs) -> Self:
+        """The same context with only what was declared; notes, evidence and the generator are shared."""
+        return replace(
+            self,
+            calibration=self.calibration if needs.calibration else None,
+            budget=self.budget if needs.budget or needs.widths else None,
+            protected=self.protected if needs.blocks else frozenset(),
+            layout=self.layout if needs.widths else "uniform",
+            width_multiple=self.width_multiple if needs.widths else None,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +105,14 @@ class Method(PlugIn, ABC):
     @abstractmethod
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
         """Edit `ctx.model` exactly as the plan says, block by block, through the walker."""
+
+
+class Recovery(PlugIn, ABC):
+    """Edits the weights of a pruned model so that it computes more of what the dense one did; its shape stays."""
+
+    @abstractmethod
+    def recover(self, ctx: Context) -> None:
+        """Edit `ctx.model`, block by block through the walker; `ctx.dense` is the model before pruning."""
 
 
 def carry_out(method: Method, ctx: Context, plan: PrunePlan) -> None:

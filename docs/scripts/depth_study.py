@@ -107,7 +107,7 @@ class Study:
             }
         )
         out = self.given.work / f"cell-{os.getpid()}"
-        done = pipeline.apply_plan(cut, output=out, force=True, restart=True, offline=True)
+        done = pipeline.apply_plan(cut, output=out, options=pipeline.RunOptions(True, True, True))
         found = {"removed": sorted(order), "training": arm.training, "seconds": done.seconds, "notes": done.notes}
         found["perplexity"] = self._measure(str(out))
         shutil.rmtree(out)

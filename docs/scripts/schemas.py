@@ -15,7 +15,7 @@ from prunekit.compare.table import Runs
 from prunekit.evaluate.rows import BeforeAndAfter, Evaluation
 from prunekit.export.push import Upload
 from prunekit.export.verify import Verification
-from prunekit.run.pipeline import Outcome
+from prunekit.run.outcome import Outcome
 from prunekit.run.relayout import Relaid
 from prunekit.run.repeat import Repeat
 from prunekit.run.sweep import Sweep

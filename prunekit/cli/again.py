@@ -13,7 +13,7 @@ from prunekit.errors import DifferenceFound, UsageError
 
 if TYPE_CHECKING:
     from prunekit.recipe.recipe import Recipe
-    from prunekit.run.pipeline import Outcome
+    from prunekit.run.outcome import Outcome
     from prunekit.run.repeat import Repeat
 
 WEIGHTS = {
@@ -30,6 +30,7 @@ def prune(run: Run, place: Path, model: str | None, output: Path | None, *, forc
     reporting.check(run)
     from prunekit.recipe import settings
     from prunekit.run import ranks, repeat
+    from prunekit.run.pipeline import RunOptions
 
     folder, manifest = repeat.read(place)
     given = {name: value for name, value in run.values.items() if name in settings.SETTINGS and value is not None}
@@ -44,9 +45,7 @@ def prune(run: Run, place: Path, model: str | None, output: Path | None, *, forc
         recipe,
         output,
         progress=run.screen.progress(),
-        force=force,
-        restart=restart,
-        offline=run.offline,
+        options=RunOptions(force, restart, run.offline),
     )
     run.screen.done()
     reporting.of_run(run, done, recipe)

@@ -57,15 +57,8 @@ def apply(
         return
     if made.sparsify():
         run.screen.say(outcome.SAME_SIZE)
-    done = pipeline.apply_plan(
-        made,
-        source,
-        output,
-        progress=run.screen.progress(),
-        force=force,
-        restart=restart,
-        offline=run.offline,
-    )
+    how = pipeline.RunOptions(force, restart, run.offline)
+    done = pipeline.apply_plan(made, source, output, progress=run.screen.progress(), options=how)
     run.screen.done()
     reporting.of_run(run, done, pipeline.recipe_of(made, source))
     outcome.show(run, done, source or str(made.recipe.get("model")))

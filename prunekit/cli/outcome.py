@@ -11,7 +11,7 @@ from prunekit.cli.screen import facts
 from prunekit.formatting import number
 
 if TYPE_CHECKING:
-    from prunekit.run.pipeline import Outcome
+    from prunekit.run.outcome import Outcome
     from prunekit.run.relayout import Relaid
 
 SAME_SIZE = "note: zeroed weights stay in dense files: file size, memory and speed will not change"

@@ -49,9 +49,8 @@ def prune(
         return
     if recipes.method(recipe).needs.budget:
         run.screen.say(outcome.SAME_SIZE)
-    done = pipeline.prune(
-        recipe, output, progress=run.screen.progress(), force=force, restart=restart, offline=run.offline
-    )
+    how = pipeline.RunOptions(force, restart, run.offline)
+    done = pipeline.prune(recipe, output, progress=run.screen.progress(), options=how)
     run.screen.done()
     reporting.of_run(run, done, recipe)
     outcome.show(run, done, str(recipe.model))

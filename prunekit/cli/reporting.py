@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prunekit.evaluate.rows import Evaluation
     from prunekit.recipe.recipe import Recipe
     from prunekit.report.content import Report
-    from prunekit.run.pipeline import Outcome
+    from prunekit.run.outcome import Outcome
 
 
 def check(run: Run) -> Path | None:

@@ -19,7 +19,7 @@ from prunekit.files import write_atomically
 from prunekit.plan import Frozen, PrunePlan
 
 MANIFEST = "prunekit.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1, of prunekit 0.1, has no stages
 RECORDED = ("torch", "transformers", "safetensors")
 
 
@@ -74,10 +74,19 @@ class Result(Frozen):
     linears: dict[str, LinearResult] = Field(description="The same per linear, by full path.")
 
 
+class StageRecord(Frozen):
+    """One stage of a run: which plug-in edited the weights, with which options, and what there was to remark."""
+
+    kind: Literal["prune", "recover"]
+    name: str = Field(description="Name of the plug-in.")
+    options: dict[str, Any] = Field(default={}, description="Its options, as far as they were given.")
+    notes: tuple[str, ...] = Field(default=(), description="What the stage had to remark.")
+
+
 class Manifest(Frozen):
     """Everything that `prunekit.json` holds; docs/export.md explains each field."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     prunekit: str = Field(default=__version__, description="Version of prunekit.")
     versions: dict[str, str] = Field(description="Versions of the libraries that computed and wrote the weights.")
     plug_ins: dict[str, str] = Field(default={}, description="Method and allocator -> distribution and its version.")
@@ -88,6 +97,7 @@ class Manifest(Frozen):
     recipe: dict[str, Any] = Field(description="Every setting of the run, defaults included.")
     plan: PrunePlan = Field(description="What was decided, place by place.")
     calibration: dict[str, Any] | None = Field(default=None, description="The calibration set, if one was used.")
+    stages: tuple[StageRecord, ...] = Field(default=(), description="What edited the weights, one after the other.")
     result: Result
     perplexity: dict[str, Any] | None = Field(
         default=None, description="Quick perplexity before and after, with its protocol."

@@ -7,8 +7,10 @@
     blocks/00003.safetensors   each pruned block, written, synced and renamed before the next begins
     blocks/outside.safetensors embeddings, norm and head, where a method changed them
     work/                the state of long work, such as training, from which it can go on
+    done.json            the notes of pruning, once all of it is done
+    stage-1/             blocks/, work/, done.json of the first recovery after it, and so on
     hidden/              hidden states that wait on disk; every run makes its own
-    probe.safetensors    a short sequence and the pruned model's logits for it
+    probe.safetensors    a short sequence and the pruned model's logits for it, also in stage-1/
     export/              the model folder being assembled, moved to OUT when it has been verified
     replaced/            what lay in OUT, while the new files are moved in; it comes back if that is cut short
     arriving.json        the names of the new files, from when the first may be in OUT
@@ -18,7 +20,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +33,7 @@ from prunekit.errors import UsageError
 from prunekit.export.target import REPLACED, check_target, contents, real_path, working_folder
 from prunekit.files import acquire, storage_errors, sync, write_atomically
 from prunekit.model.checkpoint import read_json
-from prunekit.model.edits import Edits
+from prunekit.model.edits import DONE, Edits
 
 SIGNATURE = "signature.json"
 LOCK = "lock"
@@ -63,10 +66,17 @@ class Staging:
         force: bool = False,
         restart: bool = False,
     ) -> Self:
-        """Begin a run that will end at `target`, or go on with one that was interrupted; `source` is the dense model.
+        """Begin a run that will end at `target`, or go on with one that was interrupted: `reserve`, then `begin`."""
+        staging = cls.reserve(target, source=source, force=force)
+        staging.begin(signature, restart=restart)
+        return staging
 
-        Raises UsageError when the target may not be written (see `check_target`), when another run is at work on it,
-        or when an interrupted run had another signature; InputError when the place cannot be written.
+    @classmethod
+    def reserve(cls, target: Path, *, source: Path | None = None, force: bool = False) -> Self:
+        """Lock the working folder of `target`; `source` is the model that will be read.
+
+        Raises UsageError when the target may not be written (see `check_target`) or another run is at work on it,
+        InputError when its folder cannot be written.
         """
         check_target(target, source=source, force=force)
         place = real_path(target)
@@ -77,11 +87,22 @@ class Staging:
             try:
                 if staging._put_back():
                     check_target(target, source=source, force=force)
-                staging.resumed = staging._begin(json.loads(json.dumps(signature)), restart)
             except BaseException:
                 staging.release()
                 raise
         return staging
+
+    def begin(self, signature: Mapping[str, Any], *, restart: bool = False) -> None:
+        """Begin the run, or go on with the one that was interrupted.
+
+        Raises UsageError when that had another signature.
+        """
+        with storage_errors(self.target):
+            try:
+                self.resumed = self._begin(json.loads(json.dumps(signature)), restart)
+            except BaseException:
+                self.release()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +117,15 @@ class Staging:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
+    @contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """Let go of the folder if what is done here fails."""
+        try:
+            yield
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+
     def release(self) -> None:
         """Let other runs use the folder."""
         if self._lock is not None:
@@ -109,10 +139,12 @@ class Staging:
             shutil.rmtree(folder, ignore_errors=True)
         begun = path.is_file() and (self.kept or self.plan_path.is_file())
         if restart or not begun:
-            for folder in (self.folder / "blocks", self.work):
+            for folder in (self.folder / "blocks", self.work, *self.folder.glob("stage-*")):
                 shutil.rmtree(folder, ignore_errors=True)
+            for folder in (self.folder / "blocks", self.work):
                 folder.mkdir()
-            self.plan_path.unlink(missing_ok=True)
+            for file in (self.plan_path, self.folder / DONE):
+                file.unlink(missing_ok=True)
             write_atomically(path, json.dumps(signature, indent=2, sort_keys=True) + "\n")
             return False
         _check_signature(read_json(path), signature, self.folder)
@@ -125,8 +157,14 @@ class Staging:
 
     @cached_property
     def edits(self) -> Edits:
-        """The finished blocks."""
+        """The finished blocks of pruning, the first stage."""
         return Edits(self.folder)
+
+    def stage(self, number: int) -> Edits:
+        """The finished blocks of a stage: 0 is pruning, the others the recoveries after it, each on top of the last."""
+        if number == 0:
+            return self.edits
+        return Edits(self.folder / f"stage-{number}", below=self.stage(number - 1))
 
     @property
     def hidden(self) -> Path:
@@ -145,13 +183,8 @@ class Staging:
 
     @property
     def work(self) -> Path:
-        """Where long work keeps its state."""
-        return self.folder / "work"
-
-    @property
-    def probe_path(self) -> Path:
-        """Token ids and the pruned model's logits for them, against which the export is verified."""
-        return self.edits.probe_path
+        """Where long work of pruning keeps its state."""
+        return self.edits.work
 
     def publish(self) -> None:
         """Move the assembled folder to the target, replacing what was in it, and drop the working folder.

@@ -25,7 +25,7 @@ def check_target(target: Path, *, source: Path | None = None, force: bool = Fals
     with storage_errors(target):
         place = real_path(target)
         if source is not None:
-            _refuse_source(target, place, real_path(source))
+            refuse_source(target, source)
         if not target.is_dir():
             if target.exists() or target.is_symlink():
                 raise UsageError(f"{target} exists already", hint=ELSEWHERE)
@@ -45,7 +45,9 @@ def check_target(target: Path, *, source: Path | None = None, force: bool = Fals
         )
 
 
-def _refuse_source(target: Path, place: Path, source: Path) -> None:
+def refuse_source(target: Path, source: Path) -> None:
+    """Raise UsageError if a target is, holds or lies in the folder of the model that is read."""
+    place, source = real_path(target), real_path(source)
     within, around = _holds(source, place), _holds(place, source)
     if within or around:
         relation = "lies in" if not around else "holds" if not within else "is"

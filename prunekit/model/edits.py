@@ -10,9 +10,10 @@ from typing import Literal
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunekit.files import storage_errors, sync
+from prunekit.files import storage_errors, sync, write_atomically
 from prunekit.model.checkpoint import Copy, TensorInfo, read_header, read_metadata, read_safetensors
 
+DONE = "done.json"
 Piece = int | Literal["outside"]  # a block by its index in the source, or all that is in no block
 
 
@@ -24,6 +25,7 @@ class Edits:
         blocks/00003.safetensors     one finished block: written, synced and renamed before the next begins
         blocks/outside.safetensors   embeddings, norm and head, if they were edited
         probe.safetensors            a short sequence and the edited model's logits for it
+        done.json                    the notes of the stage, once all of it is done
 
     With `below`, the store of an earlier stage, what this one does not hold is read from there.
     """
@@ -55,6 +57,7 @@ class Edits:
         """
         path = self.block_path(part)
         with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             ordered = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
             save_file(ordered, partial, {"notes": json.dumps(list(notes))})
@@ -73,6 +76,22 @@ class Edits:
     def read_block(self, part: Piece, names: list[str], copy: Copy = Tensor.clone) -> dict[str, Tensor]:
         """The named tensors of a finished part in their stored dtype, or what `copy` makes of them."""
         return read_safetensors({self._newest(part): names}, copy)
+
+    @property
+    def work(self) -> Path:
+        """Where long work of the stage keeps its state."""
+        return self.folder / "work"
+
+    @property
+    def done(self) -> list[str] | None:
+        """The notes of the stage once it is done, until then None."""
+        path = self.folder / DONE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def finish(self, notes: Sequence[str]) -> None:
+        """Remember that all of the stage is done, and what there was to remark."""
+        with storage_errors(self.folder):
+            write_atomically(self.folder / DONE, json.dumps(list(notes)) + "\n")
 
     def _newest(self, part: Piece) -> Path:
         """The file of a part from the last stage that edited it."""

@@ -15,16 +15,19 @@ WANTED = [
 UNWANTED = ["*/*", "consolidated*", "*.fp16.*", "*.bf16.*"]  # the same weights for other programs
 
 
+def is_local(spec: str) -> bool:
+    """Whether a model is on this machine under that name, so that finding it takes no network."""
+    return spec == "sample" or (spec != "" and Path(spec).exists())
+
+
 def locate(spec: str, *, offline: bool = False) -> Path:
     """The folder of a model named as `sample`, a path, a hub id or `id@revision`.
 
     A hub id is downloaded into the hub's own cache, or, with `offline`, only looked up there.
     Raises InputError when nothing can be found under that name, UnsupportedError when the hub has no safetensors of it.
     """
-    if spec == "sample":
-        return SAMPLE
-    if spec and Path(spec).exists():
-        return Path(spec)
+    if is_local(spec):
+        return SAMPLE if spec == "sample" else Path(spec)
     name, _, revision = spec.partition("@")
     if spec.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
         raise InputError(

@@ -15,7 +15,7 @@ from prunekit.recipe.fields import fault, fields, nearest
 from prunekit.recipe.limits import Gates
 
 if TYPE_CHECKING:
-    from prunekit.contract import Allocator, Method
+    from prunekit.contract import Allocator, Method, Recovery
 
 FREE = ("options", "allocator_options")  # their keys belong to the plug-ins
 _PlugIn = TypeVar("_PlugIn", bound=BaseModel)
@@ -79,6 +79,18 @@ class ExportRecipe(Frozen):
     )
 
 
+class RecoveryRecipe(Frozen):
+    """A stage after pruning; its name alone stands for it with its default options."""
+
+    method: str = Field(description="Name of the recovery; prunekit methods lists them.")
+    options: dict[str, Any] = Field(default={}, description="The recovery's own options.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+
 class Recipe(Frozen):
     """One run. `model` may stay open in a file and come from the command line."""
 
@@ -94,6 +106,12 @@ class Recipe(Frozen):
         default="unstructured",
         description="unstructured, N:M: keep N of every M consecutive inputs, or *:M: each linear its own N.",
     )
+    targets: tuple[str, ...] = Field(
+        default=(),
+        description="Linears that single weights are pruned in: globs of their paths, or re: and a regular expression; "
+        "empty means all. The ratio counts these only.",
+    )
+    ignore: tuple[str, ...] = Field(default=(), description="Linears that are left as they are, as targets names them.")
     protect_blocks: str = Field(
         default="first:1,last:1",
         description="Blocks that stay where whole blocks go: first:N, last:M and single indices, or none.",
@@ -108,6 +126,9 @@ class Recipe(Frozen):
     allocator: str = Field(default="uniform", description="What turns the ratio into one sparsity per linear.")
     options: dict[str, Any] = Field(default={}, description="The method's own options.")
     allocator_options: dict[str, Any] = Field(default={}, description="The allocator's own options.")
+    recover: tuple[RecoveryRecipe, ...] = Field(
+        default=(), description="Stages after pruning that edit the weights which are left, one after the other."
+    )
     calibration: CalibrationRecipe = CalibrationRecipe()
     compute: ComputeRecipe = ComputeRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
@@ -147,6 +168,21 @@ def method(recipe: Recipe) -> "Method":
 def allocator(recipe: Recipe) -> "Allocator":
     """The allocator with its options; imports it. Raises UsageError as `method` does."""
     return _instance(registry.load(recipe.allocator, "allocator"), recipe.allocator, recipe.allocator_options)
+
+
+def recoveries(recipe: Recipe) -> "tuple[Recovery, ...]":
+    """The recoveries with their options; imports them. Raises UsageError as `method` does."""
+    return tuple(_instance(registry.load(one.method, "recovery"), one.method, one.options) for one in recipe.recover)
+
+
+def refuse_needless_selection(recipe: Recipe, needs_budget: bool) -> None:
+    """Raise UsageError when linears are selected for a method that prunes no single weights."""
+    given = "targets" if recipe.targets else "ignore" if recipe.ignore else None
+    if given and not needs_budget:
+        raise UsageError(
+            f"{recipe.method} prunes no single weights, so {given} means nothing to it",
+            hint=f"leave {given} out, or choose a method that prunes weights: prunekit methods",
+        )
 
 
 def refuse_needless_protection(recipe: Recipe, removes_blocks: bool) -> None:

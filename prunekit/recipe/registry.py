@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING, Literal, overload
 from prunekit.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from prunekit.contract import Allocator, Method
+    from prunekit.contract import Allocator, Method, Recovery
 
-Kind = Literal["method", "allocator"]
-GROUPS: dict[Kind, str] = {"method": "prunekit.methods", "allocator": "prunekit.allocators"}
+Kind = Literal["method", "allocator", "recovery"]
+GROUPS: dict[Kind, str] = {
+    "method": "prunekit.methods",
+    "allocator": "prunekit.allocators",
+    "recovery": "prunekit.recoveries",
+}
+ORDER = tuple(GROUPS)
 BUILT_IN = "prunekit"
 
 
@@ -55,12 +60,12 @@ def _of_kind(kind: Kind) -> list[tuple[EntryPoint, Kind]]:
 
 def _described(entries: Iterable[tuple[EntryPoint, Kind]]) -> list[Plugin]:
     found = [_describe(entry, kind) for entry, kind in entries]
-    return list(_without_rivals(sorted(found, key=lambda plugin: (plugin.kind != "method", plugin.name))))
+    return list(_without_rivals(sorted(found, key=lambda plugin: (ORDER.index(plugin.kind), plugin.name))))
 
 
 def names(kind: Kind | None = None) -> list[str]:
-    """Names of the plug-ins of one kind, or of both; for completion and suggestions."""
-    groups = list(GROUPS.values()) if kind is None else [GROUPS[kind]]
+    """Names of the plug-ins of one kind, or of methods and allocators; for completion and suggestions."""
+    groups = [GROUPS["method"], GROUPS["allocator"]] if kind is None else [GROUPS[kind]]
     return sorted({entry.name for group in groups for entry in entry_points(group=group)})
 
 
@@ -86,7 +91,9 @@ def find(name: str, kind: Kind | None = None) -> Plugin:
 def load(name: str, kind: Literal["method"] = "method") -> "type[Method]": ...
 @overload
 def load(name: str, kind: Literal["allocator"]) -> "type[Allocator]": ...
-def load(name: str, kind: Kind = "method") -> "type[Method] | type[Allocator]":
+@overload
+def load(name: str, kind: Literal["recovery"]) -> "type[Recovery]": ...
+def load(name: str, kind: Kind = "method") -> "type[Method] | type[Allocator] | type[Recovery]":
     """Import a plug-in's class.
 
     Raises UsageError for an unknown name, UnsupportedError when the plug-in is broken or not what it claims.
@@ -114,7 +121,8 @@ def _misfit(loaded: object, plugin: Plugin) -> str | None:
     """How a loaded object differs from what its entry point promises."""
     from prunekit import contract
 
-    base = contract.Method if plugin.kind == "method" else contract.Allocator
+    bases = {"method": contract.Method, "allocator": contract.Allocator, "recovery": contract.Recovery}
+    base = bases[plugin.kind]
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         return f"{plugin.entry.value} is not a subclass of prunekit.contract.{base.__name__}"
     if getattr(loaded, "name", None) != plugin.name:

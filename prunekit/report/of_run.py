@@ -15,7 +15,7 @@ from prunekit.report.figures import of_blocks
 
 if TYPE_CHECKING:
     from prunekit.evaluate.continuation import Continuation
-    from prunekit.run.pipeline import Outcome
+    from prunekit.run.outcome import Outcome
 
 GREEDY = "Each model goes on from the same beginning, always with its most likely token."
 

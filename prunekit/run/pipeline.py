@@ -1,39 +1,44 @@
-"""A run from beginning to end, as a table of contents: load, plan, apply, measure, export, verify, publish.
+"""A run from beginning to end, as a table of contents: load, plan, edit, measure, export, verify, publish.
 
 What takes long is done by the modules this one calls; what is printed is printed by the command line.
 """
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import Field
+import torch
 
 from prunekit import distributed
-from prunekit.contract import carry_out
-from prunekit.errors import InputError
+from prunekit.errors import InputError, UsageError
 from prunekit.evaluate.agreement import figure
 from prunekit.evaluate.perplexity import Perplexity
 from prunekit.evaluate.rows import Row, Verdict, compared
 from prunekit.evaluate.side_by_side import size_of
 from prunekit.evaluate.verdicts import judge
 from prunekit.export.card import repeat_command, write_card
+from prunekit.export.checks import tolerance
 from prunekit.export.folder import export, folder_changes
 from prunekit.export.folder import measure as count
+from prunekit.export.manifest import Manifest, Source
 from prunekit.export.staging import Staging
-from prunekit.export.target import check_target
-from prunekit.export.verify import Verification
+from prunekit.export.target import refuse_source
+from prunekit.export.verify import Verification, verify
 from prunekit.files import write_atomically
 from prunekit.model.checkpoint import Checkpoint
-from prunekit.model.hub import locate, short_name
+from prunekit.model.device import computed_on
+from prunekit.model.hub import is_local, locate, short_name
 from prunekit.model.prunable import PrunableModel
-from prunekit.plan import Frozen, PrunePlan
+from prunekit.plan import PrunePlan
 from prunekit.progress import Progress, Silent
 from prunekit.recipe.limits import Measured, refuse_unmeasurable
 from prunekit.recipe.recipe import Recipe, amount
 from prunekit.run.job import Job
+from prunekit.run.outcome import Outcome
+from prunekit.run.quick_perplexity import QuickPerplexity
 from prunekit.run.ranks import agreed_plan, together
+from prunekit.run.stages import run_stages
 from prunekit.weights.masks import check_plan, mean_sparsity
 from prunekit.width.plan import planned_ratio as narrowed_ratio
 
@@ -45,33 +50,21 @@ GATES_ELSEWHERE = {
 }
 
 
-class Outcome(Frozen):
-    """What a run did and measured; the object that `--json` prints."""
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out, beside its recipe.
 
-    schema_version: int = 1
-    output: str = Field(description="The folder that was written.")
-    method: str
-    ratio: float
-    pattern: str
-    sparsity: float = Field(description="Measured fraction of zeros in the pruned linears.")
-    weights: int = Field(description="Number of weights in the pruned linears.")
-    zeros: int = Field(description="How many of them are zero.")
-    parameters: int = Field(description="Numbers in the written weight files.")
-    parameters_before: int = Field(description="The same of the source.")
-    blocks: int = Field(description="Decoder blocks that are left.")
-    removed_blocks: tuple[int, ...] = Field(description="Those that are not, by their index in the source.")
-    widths: tuple[int, ...] = Field(
-        default=(), description="Neurons of every block that is left, where some were cut out."
-    )
-    perplexity: dict[str, Any] | None = Field(description="Quick perplexity before and after, with its protocol.")
-    verification: dict[str, Any] | None
-    notes: list[str]
-    seconds: float
-    resumed_blocks: int = Field(description="Blocks taken over from an interrupted run.")
-    gates: tuple[Verdict, ...] = Field(default=(), description="What became of the recipe's limits.")
-    repeat: dict[str, Any] | None = Field(
-        default=None, description="How the run compares with the one whose manifest it repeats (`prune --from`)."
-    )
+    `force` replaces a model in the output folder, `restart` drops an interrupted run, `offline` uses no network;
+    `dense` is a folder that keeps the dense model's perplexity for other runs.
+    """
+
+    force: bool = False
+    restart: bool = False
+    offline: bool = False
+    dense: Path | None = None
+
+
+DEFAULT = RunOptions()
 
 
 def prune(
@@ -79,34 +72,30 @@ def prune(
     output: Path | None = None,
     *,
     progress: Progress | None = None,
-    force: bool = False,
-    restart: bool = False,
-    offline: bool = False,
+    options: RunOptions = DEFAULT,
     source: Mapping[str, str] | None = None,
-    dense: Path | None = None,
 ) -> Outcome:
     """Prune a model and write the result as an ordinary model folder; an interrupted run is taken up again.
 
-    `source` is what the model's files must be, name -> sha256; `dense` a folder that keeps the dense model's perplexity
-    for other runs. Raises every error of `prunekit.errors` but GateFailure; on any the target is as it was before.
+    `source` is what the model's files must be, name -> sha256. Raises every error of `prunekit.errors` except
+    GateFailure; on any the target is as it was before.
     """
-    target = output or default_output(recipe)
-    _check_target(target, recipe, force)
-    refuse_gates(recipe, recipe.evaluation.quick)
     started = time.perf_counter()
-    job = Job.load(recipe, progress or Silent(), offline)
-    job.dense = dense
-    refuse_gates(recipe, job.windows is not None)  # finds out, too, if its text cannot be had
-    if source is not None:
-        _refuse_other_files(source, job, "the manifest", "name the model it was made from: prunekit prune MODEL --from")
-    folder = job.model.checkpoint.folder
-    with Staging.open(target, job.signature(), source=folder, force=force, restart=restart) as staging, together(job):
-        return _carry_out(job, _planned(job, staging), staging, started)
+    refuse_gates(recipe, recipe.evaluation.quick)
+    staging, folder = _reserved(output or default_output(recipe), recipe, options)
+    with staging:
+        job = Job.load(recipe, folder, progress or Silent(), options.offline)
+        quick = _measuring(job, options)
+        if source is not None:
+            _refuse_other_files(source, job, "the manifest", "name its model: prunekit prune MODEL --from")
+        staging.begin(job.signature(), restart=options.restart)
+        with together(job):
+            return _carry_out(job, _planned(job, staging), staging, quick, started)
 
 
 def make_plan(recipe: Recipe, *, progress: Progress | None = None, offline: bool = False) -> PrunePlan:
     """Decide what would be done to a model, and touch nothing."""
-    job = Job.load(recipe, progress or Silent(), offline)
+    job = Job.load(recipe, locate(_model(recipe), offline=offline), progress or Silent(), offline)
     with together(job):
         return agreed_plan(job)
 
@@ -117,34 +106,24 @@ def apply_plan(
     output: Path | None = None,
     *,
     progress: Progress | None = None,
-    force: bool = False,
-    restart: bool = False,
-    offline: bool = False,
+    options: RunOptions = DEFAULT,
 ) -> Outcome:
     """Carry out a plan that was made earlier; raises InputError when it was made for another model."""
-    recipe = recipe_of(plan, model)
+    started, recipe = time.perf_counter(), recipe_of(plan, model)
+    remake = f"prunekit plan {recipe.model} -m {recipe.method} -o plan.json"
     if plan.method != recipe.method:
-        raise InputError(
-            f"the plan is one of {plan.method}, and its recipe names the method {recipe.method}",
-            hint=f"prunekit plan {recipe.model} -m {recipe.method} -o plan.json",
-        )
-    target = output or default_output(recipe)
-    _check_target(target, recipe, force)
+        named = f"the plan is one of {plan.method}, and its recipe names the method {recipe.method}"
+        raise InputError(named, hint=remake)
     refuse_gates(recipe, recipe.evaluation.quick)
-    started = time.perf_counter()
-    job = Job.load(recipe, progress or Silent(), offline)
-    _refuse_other_files(plan.source, job, "the plan", f"prunekit plan {recipe.model} -m {recipe.method} -o plan.json")
-    refuse_gates(recipe, job.windows is not None)  # finds out, too, if its text cannot be had
-    if job.method.needs.budget:
-        check_plan(job.model, plan)
-    ratio = planned_ratio(job.model, plan)
-    if not 0 < ratio < 1:
-        raise InputError(f"the plan takes {ratio:.0%} of the model away; expected something, and not all")
-    plan = plan.model_copy(update={"recipe": recipe.model_dump(mode="json"), "ratio": ratio})
-    source = job.model.checkpoint.folder
-    signature = job.signature(plan)
-    with Staging.open(target, signature, source=source, force=force, restart=restart) as staging, together(job):
-        return _carry_out(job, agreed_plan(job, staging, plan), staging, started)
+    staging, folder = _reserved(output or default_output(recipe), recipe, options)
+    with staging:
+        job = Job.load(recipe, folder, progress or Silent(), options.offline)
+        _refuse_other_files(plan.source, job, "the plan", remake)
+        quick = _measuring(job, options)
+        plan = _checked(job, plan)
+        staging.begin(job.signature(plan), restart=options.restart)
+        with together(job):
+            return _carry_out(job, agreed_plan(job, staging, plan), staging, quick, started)
 
 
 def recipe_of(plan: PrunePlan, model: str | None) -> Recipe:
@@ -152,11 +131,30 @@ def recipe_of(plan: PrunePlan, model: str | None) -> Recipe:
     return Recipe.model_validate(plan.recipe | ({"model": model} if model else {}))
 
 
-def _check_target(target: Path, recipe: Recipe, force: bool) -> None:
-    """Refuse a target before any work; a model of the hub's is compared with it once it is found."""
-    spec = recipe.model or ""
-    here = spec == "sample" or (spec != "" and Path(spec).exists())
-    check_target(target, source=locate(spec) if here else None, force=force)
+def _reserved(target: Path, recipe: Recipe, options: RunOptions) -> tuple[Staging, Path]:
+    """The working folder, locked, and the model's folder; the hub is asked once the target is known to be free."""
+    spec = _model(recipe)
+    if is_local(spec):
+        folder = locate(spec)
+        return Staging.reserve(target, source=folder, force=options.force), folder
+    staging = Staging.reserve(target, force=options.force)
+    with staging.released_on_error():
+        staging.source = folder = locate(spec, offline=options.offline)
+        refuse_source(target, folder)
+    return staging, folder
+
+
+def _model(recipe: Recipe) -> str:
+    if recipe.model is None:
+        raise UsageError("no model is given", hint="prunekit prune sample --method wanda --ratio 0.5")
+    return recipe.model
+
+
+def _measuring(job: Job, options: RunOptions) -> QuickPerplexity:
+    """What the run measures; raises UsageError for gates that it cannot judge by that, InputError for its text."""
+    quick = QuickPerplexity(job, options.dense)
+    refuse_gates(job.recipe, quick.windows is not None)
+    return quick
 
 
 def _planned(job: Job, staging: Staging) -> PrunePlan:
@@ -168,32 +166,43 @@ def _planned(job: Job, staging: Staging) -> PrunePlan:
     return plan
 
 
-def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> Outcome:
-    """Apply a plan, measure, export, verify and move the result into place."""
+def _checked(job: Job, plan: PrunePlan) -> PrunePlan:
+    """A plan that was given, with the recipe of this run and the ratio that its actions amount to."""
+    if job.method.needs.budget:
+        check_plan(job.model, plan)
+    ratio = planned_ratio(job.model, plan)
+    if not 0 < ratio < 1:
+        raise InputError(f"the plan removes {ratio:.0%} of the model; expected a fraction between 0 and 1")
+    return plan.model_copy(update={"recipe": job.recipe.model_dump(mode="json"), "ratio": ratio})
+
+
+def _carry_out(job: Job, plan: PrunePlan, staging: Staging, quick: QuickPerplexity, started: float) -> Outcome:
+    """Edit, measure, export, verify and move the result into place."""
+    offload = staging.hidden / "perplexity" if job.recipe.compute.offload == "disk" else None
     resumed = staging.edits.finished_blocks()
-    before = job.quick_perplexity(staging)
-    ctx = job.context(staging)
-    ctx.notes.extend(plan.notes)
-    carry_out(job.method, ctx, plan)
-    distributed.leave()  # what is left is done by the first one
-    after = job.quick_perplexity(staging, ctx.model)
+    before = quick.dense(offload)
+    ctx, stages = run_stages(job, plan, staging)
+    distributed.leave()  # what is left is done by the first process
+    after = quick.pruned(ctx.model, offload)
     changes = folder_changes(ctx.model, job.recipe.layout, plan)
     result = count(ctx.model, changes)
     export(ctx.model, staging.export_dir, changes, max_shard_size=job.recipe.export.max_shard_size)
-    measured = compare_perplexity(before, after, job.measures_calibration_text)
-    manifest = job.manifest(plan, result, measured, ctx.notes)
-    manifest.write(staging.export_dir)
-    verification = job.verify(staging)
-    write_card(
-        staging.export_dir,
-        manifest,
-        source=job.model.checkpoint.folder,
-        command=repeat_command(
-            manifest.source.spec, job.recipe.model_dump(mode="json", exclude_defaults=True), edited=plan.edited
-        ),
-        verified=verification and verification.mode,
-        sample=_continuation(job, verification),
+    manifest = Manifest.of(
+        source=Source.of(job.recipe.model or "", job.model.checkpoint.folder, plan.source),
+        recipe=plan.recipe,
+        plan=plan,
+        plug_ins=job.plug_ins,
+        computed=computed_on(job.model.device, job.model.dtype),
+        calibration=job.calibration and job.calibration.record(),
+        stages=tuple(stages),
+        result=result,
+        perplexity=quick.compared(before, after),
+        notes=tuple(ctx.notes),
+        logit_tolerance=None if job.recipe.export.verify == "off" else tolerance(job.model.dtype),
     )
+    manifest.write(staging.export_dir)
+    verification = _verified(job, ctx.model, staging)
+    _write_card(job, manifest, verification, staging.export_dir)
     staging.publish()
     return Outcome(
         output=str(staging.target),
@@ -213,8 +222,46 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, started: float) -> O
         notes=[*ctx.notes, *job.remarks],
         seconds=round(time.perf_counter() - started, 3),
         resumed_blocks=resumed,
-        gates=judged(job, staging.target, before, after),
+        gates=judged(job, quick, staging.target, before, after),
     )
+
+
+def _verified(job: Job, model: PrunableModel, staging: Staging) -> Verification | None:
+    """Prove in a fresh process that the exported folder is the model that was pruned."""
+    if job.recipe.export.verify == "off":
+        return None
+    job.progress.stage("verifying", 1)
+    torch.cuda.empty_cache()  # the fresh process needs what this one keeps for later
+    verification = verify(
+        staging.export_dir,
+        model.edits and model.edits.probe_path,
+        job.recipe.export.verify,
+        device=str(job.model.device),
+        dtype=str(job.model.dtype).removeprefix("torch."),
+        trust_remote_code=job.recipe.trust_remote_code,
+    )
+    job.progress.step(f"{verification.mode}: {len(verification.checks)} checks passed")
+    return verification
+
+
+def _write_card(job: Job, manifest: Manifest, verification: Verification | None, folder: Path) -> None:
+    settings = job.recipe.model_dump(mode="json", exclude_defaults=True)
+    write_card(
+        folder,
+        manifest,
+        source=job.model.checkpoint.folder,
+        command=repeat_command(manifest.source.spec, settings, edited=manifest.plan.edited),
+        verified=verification and verification.mode,
+        sample=_continuation(job, verification),
+    )
+
+
+def _continuation(job: Job, verification: Verification | None) -> tuple[str, str] | None:
+    """The prompt and the greedy continuation that the verification produced, as text."""
+    if job.tokenizer is None or verification is None or verification.generated is None:
+        return None
+    said = verification.generated
+    return str(job.tokenizer.decode(said.prompt)), str(job.tokenizer.decode(said.tokens))
 
 
 def refuse_gates(recipe: Recipe, perplexity: bool) -> None:
@@ -222,18 +269,19 @@ def refuse_gates(recipe: Recipe, perplexity: bool) -> None:
     refuse_unmeasurable(recipe.gates, Measured(perplexity, True, False, (), False, GATES_ELSEWHERE))
 
 
-def judged(job: Job, target: Path, before: Perplexity | None, after: Perplexity | None) -> tuple[Verdict, ...]:
+def judged(
+    job: Job, quick: QuickPerplexity, target: Path, before: Perplexity | None, after: Perplexity | None
+) -> tuple[Verdict, ...]:
     """What became of the recipe's gates: the result beside its source, as far as a run measures them."""
     if not job.recipe.gates.named:
         return ()
-    if job.windows is None:
-        found = ((), ())
-    else:
-        found = tuple((figure(job.windows, value.value),) if value else () for value in (before, after))
+    measured = ((), ())
+    if quick.windows is not None:
+        measured = tuple((figure(quick.windows, value.value),) if value else () for value in (before, after))
     sizes = size_of(job.model.checkpoint), size_of(Checkpoint.open(target))
     dense, row = (
         Row(model=str(name), baseline=first, size=size, perplexity=part)
-        for name, first, size, part in zip((job.recipe.model, target), (True, False), sizes, found, strict=True)
+        for name, first, size, part in zip((job.recipe.model, target), (True, False), sizes, measured, strict=True)
     )
     return judge(job.recipe.gates, (dense, compared(row, dense)))
 
@@ -245,40 +293,21 @@ def default_output(recipe: Recipe) -> Path:
     return Path("-".join(parts + amount(recipe)))
 
 
-def compare_perplexity(
-    before: Perplexity | None, after: Perplexity | None, on_calibration_text: bool
-) -> dict[str, Any] | None:
-    """Both perplexities under one description of what was measured."""
-    if before is None or after is None:
-        return None
-    first, second = before.record(), after.record()
-    return {key: value for key, value in first.items() if key != "value"} | {
-        "calibration_text": on_calibration_text,
-        "before": first["value"],
-        "after": second["value"],
-    }
-
-
 def planned_ratio(model: PrunableModel, plan: PrunePlan) -> float:
-    """What the actions of a plan amount to, which is another ratio than was asked for once somebody has edited them."""
+    """What the actions of a plan amount to: another ratio than was asked for once somebody has edited them."""
     if not plan.edited:
         return plan.ratio
+    others = sum(kind.removed(model, actions) for kind, actions in plan.kinds().items())
     if plan.widths():
-        return narrowed_ratio(model, plan)
+        return others + narrowed_ratio(model, plan)
     if removed := plan.removed_blocks():
-        return len(removed) / len(model.blocks)
-    return mean_sparsity(model, {path: action.sparsity for path, action in plan.sparsify().items()})
+        return others + len(removed) / len(model.blocks)
+    if zeroed := plan.sparsify():
+        return others + mean_sparsity(model, {path: action.sparsity for path, action in zeroed.items()})
+    return others
 
 
 def _refuse_other_files(known: Mapping[str, str], job: Job, made: str, hint: str) -> None:
     names = sorted(job.source.keys() | known.keys())
     if differing := [name for name in names if job.source.get(name) != known.get(name)]:
         raise InputError(f"{made} was made for another model: {differing[0]} is not the file it knows", hint=hint)
-
-
-def _continuation(job: Job, verification: Verification | None) -> tuple[str, str] | None:
-    """The prompt and the greedy continuation that the verification produced, as text."""
-    if job.tokenizer is None or verification is None or verification.generated is None:
-        return None
-    said = verification.generated
-    return str(job.tokenizer.decode(said.prompt)), str(job.tokenizer.decode(said.tokens))

@@ -9,22 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prunekit import distributed
-from prunekit.contract import carry_out
 from prunekit.errors import InputError
 from prunekit.export.staging import Staging
+from prunekit.model.hub import locate
 from prunekit.plan import PrunePlan
 from prunekit.progress import Silent
 from prunekit.recipe.recipe import Recipe
 from prunekit.run.job import Job
+from prunekit.run.stages import run_stages
 
 
 def follow(recipe: Recipe, *, apply: bool = True, offline: bool = False) -> None:
-    """Take part in the run of the first process, up to the plan or until it is applied."""
-    job = Job.load(recipe, Silent(), offline)
+    """Take part in the run of the first process, up to the plan or until all stages are done."""
+    job = Job.load(recipe, locate(recipe.model or "", offline=offline), Silent(), offline)
     with together(job):
         plan = agreed_plan(job)
         if apply:
-            carry_out(job.method, job.context(), plan)
+            run_stages(job, plan)
 
 
 @contextmanager
@@ -48,6 +49,6 @@ def _compare(mine: dict) -> None:
 def agreed_plan(job: Job, staging: Staging | None = None, known: PrunePlan | None = None) -> PrunePlan:
     """The plan that the first process knows, or else the one that all make together; the same for all."""
     if distributed.from_first(known is None):
-        return job.plan(job.context(staging))
+        return job.plan(job.context(staging and staging.edits, staging and staging.hidden))
     text = distributed.from_first("" if known is None else known.to_json())
     return known or PrunePlan.from_json(text)

@@ -91,7 +91,7 @@ def _rewritten(manifest: Manifest, layout: Layout, widths: tuple[int, ...], writ
 def _verified(staging: Staging, mode: str, model: PrunableModel, trust_remote_code: bool) -> Verification:
     return verify(
         staging.export_dir,
-        staging.probe_path,
+        staging.edits.probe_path,
         mode,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),

@@ -14,7 +14,8 @@ from prunekit.progress import Progress
 from prunekit.recipe.recipe import Recipe
 from prunekit.recipe.settings import override
 from prunekit.run import pipeline
-from prunekit.run.pipeline import Outcome
+from prunekit.run.outcome import Outcome
+from prunekit.run.pipeline import DEFAULT, RunOptions
 
 ENVIRONMENT = ("prunekit", "versions", "plug_ins", "computed")
 RECORD = ("plan", "calibration", "result", "perplexity", "notes")
@@ -82,9 +83,7 @@ def repeat(
     output: Path | None = None,
     *,
     progress: Progress | None = None,
-    force: bool = False,
-    restart: bool = False,
-    offline: bool = False,
+    options: RunOptions = DEFAULT,
 ) -> tuple[Outcome, Repeat]:
     """Run a recipe that `recipe_of` a manifest gave, and compare with the folder that the manifest lies in.
 
@@ -92,7 +91,7 @@ def repeat(
     that somebody had edited is carried out as it is, for no method would make it again.
     """
     target = output or default_output(recipe)
-    more: dict[str, Any] = {"progress": progress, "force": force, "restart": restart, "offline": offline}
+    more: dict[str, Any] = {"progress": progress, "options": options}
     if manifest.plan.edited:
         plan = manifest.plan.model_copy(update={"recipe": recipe.model_dump(mode="json")})
         done = pipeline.apply_plan(plan, None, target, **more)

@@ -28,12 +28,14 @@ from prunekit.evaluate.rows import Verdict
 from prunekit.export.manifest import MANIFEST, Manifest, Source, changes, portable
 from prunekit.files import locked, storage_errors, write_atomically
 from prunekit.formatting import plural
+from prunekit.model.hub import locate
 from prunekit.plan import Frozen
 from prunekit.progress import Progress, Silent
 from prunekit.recipe.grid import Cell
 from prunekit.recipe.recipe import Recipe
 from prunekit.run import pipeline
 from prunekit.run.job import Job
+from prunekit.run.quick_perplexity import QuickPerplexity
 from prunekit.run.workers import run_all
 
 RESULT, DENSE, LOCK, MEASURED = "sweep.json", "dense", "lock", "measured"
@@ -176,14 +178,14 @@ def _prepare(
     remembers the identity of models, which takes a whole reading of their files.
     """
     try:
-        job = Job.load(cell.recipe, Silent(), options.offline)
-        place = job.model.checkpoint.folder
-        job.source = sources[place] = sources.get(place) or job.source
+        folder = locate(str(cell.recipe.model), offline=options.offline)
+        job = Job.load(cell.recipe, folder, Silent(), options.offline)
+        job.source = sources[folder] = sources.get(folder) or job.source
         if _is_kept(cell, job, options):
             return "kept"
         if not alone:
-            job.dense, job.progress = options.dense, progress
-            job.measure_dense()
+            job.progress = progress
+            QuickPerplexity(job, options.dense).share_dense()
     except (_OtherResult, ResourceError):
         raise
     except PrunekitError as error:
@@ -219,7 +221,7 @@ def _differing(job: Job, folder: Path) -> dict[str, str]:
         "source": job.source,
         "recipe": portable(job.recipe.model_dump(mode="json")) | {"model": source.spec, "gates": None},
         "calibration": job.calibration and job.calibration.sha256,
-        "plug_ins": job.plug_ins(),
+        "plug_ins": job.plug_ins,
         "versions": Manifest.installed(),
     }
     then = {
@@ -255,10 +257,9 @@ def run_cell(order: dict[str, Any], progress: Progress | None = None) -> Pruneki
             Recipe.model_validate(order["recipe"]),
             output,
             progress=progress,
-            force=order["force"] or order["restart"],
-            restart=order["restart"],
-            offline=order["offline"],
-            dense=output.parent / DENSE,
+            options=pipeline.RunOptions(
+                order["force"] or order["restart"], order["restart"], order["offline"], output.parent / DENSE
+            ),
         )
     except ResourceError:
         raise

@@ -48,16 +48,17 @@ def run() -> Run:
 def pruned(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Let `prune` and `apply` succeed at once; holds what the pipeline was called with."""
     from prunekit.run import pipeline
+    from prunekit.run.outcome import Outcome
 
     called: dict[str, Any] = {}
 
     def prune(recipe: Any, output: Any = None, **more: Any) -> Any:
         called.update(recipe=recipe, output=output, **more)
-        return pipeline.Outcome(**OUTCOME)
+        return Outcome(**OUTCOME)
 
     def apply_plan(plan: Any, model: Any = None, output: Any = None, **more: Any) -> Any:
         called.update(plan=plan, model=model, output=output, **more)
-        return pipeline.Outcome(**OUTCOME)
+        return Outcome(**OUTCOME)
 
     monkeypatch.setattr(pipeline, "prune", prune)
     monkeypatch.setattr(pipeline, "apply_plan", apply_plan)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from prunekit.errors import VerificationError
+from prunekit.run.pipeline import RunOptions
 
 from .conftest import OUTCOME, Run
 
@@ -29,9 +30,10 @@ def test_stdout_is_the_path_of_the_new_folder_and_stderr_the_rest(run: Run, prun
 
 def test_the_summary_says_when_the_text_was_calibrated_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunekit.run import pipeline
+    from prunekit.run.outcome import Outcome
 
     measured = {**OUTCOME["perplexity"], "set": "notes.txt", "calibration_text": True}
-    done = pipeline.Outcome(**{**OUTCOME, "perplexity": measured})
+    done = Outcome(**{**OUTCOME, "perplexity": measured})
     monkeypatch.setattr(pipeline, "prune", lambda *_, **__: done)
 
     assert "on notes.txt, the calibration text itself, protocol sparsegpt" in run("prune", "sample", *WANDA).stderr
@@ -99,7 +101,7 @@ def test_flags_reach_the_recipe_and_the_pipeline(run: Run, pruned: dict[str, Any
     assert recipe.export.model_dump() == {"max_shard_size": "1MB", "verify": "off"}
     assert recipe.options == {"variant": True}
     assert pruned["output"] == Path("there")
-    assert pruned["force"] and pruned["restart"] and pruned["offline"]
+    assert pruned["options"] == RunOptions(force=True, restart=True, offline=True)
 
 
 def test_variables_stand_in_for_flags(run: Run, pruned: dict[str, Any], tmp_path: Path) -> None:
@@ -188,10 +190,11 @@ def test_an_error_of_the_pipeline_keeps_its_code_and_is_json_on_demand(
 
 def test_what_a_library_prints_does_not_reach_stdout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunekit.run import pipeline
+    from prunekit.run.outcome import Outcome
 
     def prune(*_: Any, **__: Any) -> Any:
         print("a stray line")
-        return pipeline.Outcome(**OUTCOME)
+        return Outcome(**OUTCOME)
 
     monkeypatch.setattr(pipeline, "prune", prune)
     result = run("prune", "sample", *WANDA)

@@ -568,7 +568,7 @@ def test_the_probe_is_kept_in_float32(target: Path) -> None:
 
     from safetensors.torch import load_file
 
-    probe = load_file(staging.probe_path)
+    probe = load_file(staging.edits.probe_path)
     assert probe["input_ids"].tolist() == [[1, 2]]
     assert probe["logits"].dtype == torch.float32
 

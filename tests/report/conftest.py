@@ -20,7 +20,7 @@ from prunekit.evaluate.rows import (
 )
 from prunekit.export.manifest import LinearResult, Manifest, Result, Source
 from prunekit.plan import PrunePlan
-from prunekit.run.pipeline import Outcome
+from prunekit.run.outcome import Outcome
 from prunekit.weights.actions import Sparsify
 
 HOSTILE = "<script>alert(1)</script>"

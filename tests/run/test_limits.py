@@ -56,7 +56,7 @@ def test_a_gate_of_a_run_is_kept_or_missed_and_the_folder_is_written_either_way(
 
     monkeypatch.setattr(perplexity.Windows, "measure", worse)
     for limit, passed in ((kept, True), (missed, False)):
-        done = pipeline.prune(recipe(**{gate: limit}), Path("out"), force=True)
+        done = pipeline.prune(recipe(**{gate: limit}), Path("out"), options=pipeline.RunOptions(force=True))
         assert [(verdict.gate, verdict.passed) for verdict in done.gates] == [(gate, passed)]
         assert Manifest.read(Path("out")).recipe["gates"][gate] == limit
 
