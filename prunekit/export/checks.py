@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from prunekit.export.manifest import MANIFEST, Manifest
 from prunekit.model.checkpoint import INDEX, SINGLE
-from prunekit.plan import Frozen
+from prunekit.plan import Action, Frozen
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 CACHE_SLACK = 4
 PROMPT_TOKENS = 16
 NEW_TOKENS = 20
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+BASE = Action.problems.__func__  # what a kind that looks at nothing inherits
 KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 Headers = dict[str, tuple[str, tuple[int, ...]]]  # tensor name -> safetensors dtype, shape
@@ -136,6 +137,24 @@ def check_manifest(folder: Path) -> Check | None:
     ]
     detail = f"the zeros of {len(counted)} of {len(linears)} linears are as recorded"
     return _check("manifest", problems, detail)
+
+
+def check_actions(folder: Path, model: PreTrainedModel | None) -> Check | None:
+    """The model is as the plan's actions say, for kinds that look at it (`Action.problems`); None without such a kind.
+
+    A folder that is checked block by block has no whole model to look at, which the detail says.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    kinds = Manifest.read(folder).plan.kinds()
+    looking = {kind: actions for kind, actions in kinds.items() if kind.problems.__func__ is not BASE}
+    if not looking:
+        return None
+    names = ", ".join(actions[0].kind for actions in looking.values())
+    if model is None:
+        return _check("actions", [], f"{names}: not looked at, since the model was not loaded whole")
+    problems = [problem for kind, actions in looking.items() for problem in kind.problems(model, actions)]
+    return _check("actions", problems, f"{names}: as planned")
 
 
 def check_logits(found: Tensor, expected: Tensor, allowed: float) -> Check:

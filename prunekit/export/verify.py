@@ -31,6 +31,7 @@ from prunekit.export.checks import (
     Generated,
     Headers,
     Probe,
+    check_actions,
     check_files,
     check_generation,
     check_loads,
@@ -165,6 +166,7 @@ def _full(folder: Path, tensors: Headers, probe: Probe | None, options: dict) ->
     checks = [loads, *_manifest(folder)]
     if model is None or not loads.passed:
         return checks, None
+    checks += filter(None, [check_actions(folder, model)])
     config = model.config.get_text_config()
     known = probe or Probe.made_up(config.vocab_size)
     if known.logits is not None:
@@ -181,6 +183,7 @@ def _streaming(model: tuple[Checkpoint, str, str, bool], tensors: Headers, probe
     loads, _ = check_loads(checkpoint.folder, tensors, device_map="meta", trust_remote_code=trust_remote_code)
     yield loads
     yield from _manifest(checkpoint.folder)
+    yield from filter(None, [check_actions(checkpoint.folder, None)])
     if loads.passed and probe is not None and probe.logits is not None:
         prunable = PrunableModel.open(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         found = next(iter(logits(prunable, probe.ids)))[0]

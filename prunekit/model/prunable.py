@@ -7,6 +7,7 @@ are the one `ModuleList` as long as `num_hidden_layers`.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy as shallow_copy
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from typing import Self
@@ -109,6 +110,11 @@ class PrunableModel:
             for block in self.blocks
         ]
         return self._with(blocks=blocks, selection=selection, _transposed=transposed)
+
+    def twin(self) -> Self:
+        """This model with modules of its own, so that it can have a block in memory while the other has one."""
+        skeleton = deepcopy(self.skeleton)
+        return self._with(skeleton=skeleton, stack=skeleton.get_submodule(self.stack_path), config=skeleton.config)
 
     def _with(self, **attributes: object) -> Self:
         view = shallow_copy(self)

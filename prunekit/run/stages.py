@@ -50,7 +50,7 @@ def _recovered(job: Job, before: Context, recovery: Recovery, edits: Edits | Non
     """One recovery: the context with its model, and its record."""
     noted = len(before.notes)
     model = before.model.with_edits(edits) if edits else before.model
-    ctx = replace(before, model=model, dense=job.model, work=edits and edits.work)
+    ctx = replace(before, model=model, dense=job.model.twin(), work=edits and edits.work)
     if not _taken_over(ctx):
         given = ctx.restricted(recovery.needs)
         with torch.set_grad_enabled(recovery.needs.gradients):

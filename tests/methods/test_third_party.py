@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import contract_checks as checks
+from third_party import install, put
 
 SCATTER = '''"""Scatter: zero weights at random, which is what every method must beat.
 
@@ -57,26 +58,6 @@ BROKEN = {
     "garbled": "class Garbled(:\n",
     "humble": '"""Humble: is no method at all."""\n\n\nclass Humble:\n    name = "humble"\n',
 }
-
-
-def install(name: str, source: str, site: Path, project: Path) -> None:
-    """Install a distribution of one module into `site` with pip, as a stranger would."""
-    (project / f"{name}.py").write_text(source)
-    (project / "pyproject.toml").write_text(
-        f'[project]\nname = "prunekit-{name}"\nversion = "1.5"\ndependencies = ["prunekit"]\n'
-        f'[project.entry-points."prunekit.methods"]\n{name} = "{name}:{name.capitalize()}"\n'
-    )
-    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(site))
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, "."], cwd=project, check=True, timeout=120)
-
-
-def put(name: str, source: str, site: Path) -> None:
-    """Leave in `site` what pip would leave for a distribution of one module."""
-    information = site / f"prunekit_{name}-1.5.dist-info"
-    information.mkdir(parents=True)
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: prunekit-{name}\nVersion: 1.5\n")
-    (information / "entry_points.txt").write_text(f"[prunekit.methods]\n{name} = {name}:{name.capitalize()}\n")
-    (site / f"{name}.py").write_text(source)
 
 
 @pytest.fixture(scope="module")
