@@ -9,11 +9,21 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from prunekit.contract import Allocator, Budget, Context
+from prunekit.api import (
+    Allocator,
+    Budget,
+    Context,
+    block_sizes,
+    budget_of_blocks,
+    complete,
+    metrics,
+    per_block,
+    settle,
+    sketch,
+    spectra,
+    spread,
+)
 from prunekit.spectra.power_law import LowerBound, Metric
-from prunekit.spectra.spectrum import metrics, sketch, spectra
-from prunekit.weights.allocation import block_sizes, budget_of_blocks, complete, per_block
-from prunekit.weights.budgets import settle, spread
 
 
 class AlphaPruning(Allocator):

@@ -13,15 +13,25 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prunekit.blockwise.statistics import Gram
-from prunekit.contract import Context, Method, Needs
-from prunekit.depth.plan import candidates, influences, smallest
-from prunekit.plan import PrunePlan
+from prunekit.api import (
+    Context,
+    Gram,
+    Method,
+    Narrowable,
+    Needs,
+    PrunePlan,
+    allotted,
+    candidates,
+    influences,
+    keep_largest,
+    narrow,
+    plan_narrowing,
+    smallest,
+)
+from prunekit.api import neurons as find_neurons
 from prunekit.width import least_squares
-from prunekit.width.least_squares import Problem, keep_largest
-from prunekit.width.plan import allotted, plan_narrowing
-from prunekit.width.plan import neurons as find_neurons
-from prunekit.width.walk import Narrowable, Target, narrow
+from prunekit.width.least_squares import Problem
+from prunekit.width.walk import Target
 
 Score = Literal["condition", "refit", "sensitivity", "wanda", "fluctuation", "magnitude", "random"]
 LARGEST_MASK = 10.0  # beyond it a neuron speaks for others that it knows too little of (Kwon et al. 2022)

@@ -8,13 +8,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prunekit.blockwise.statistics import Moments
-from prunekit.contract import Context, Method, Needs
-from prunekit.plan import PrunePlan
-from prunekit.width.least_squares import fluctuation, keep_largest
+from prunekit.api import (
+    Context,
+    Method,
+    Moments,
+    Narrowable,
+    Needs,
+    Neurons,
+    PrunePlan,
+    allotted,
+    keep_largest,
+    narrow,
+    neurons,
+    plan_narrowing,
+    statistics_of_dense,
+)
+from prunekit.width.least_squares import fluctuation
 from prunekit.width.neurons import matrix
-from prunekit.width.plan import Neurons, allotted, neurons, plan_narrowing
-from prunekit.width.walk import Narrowable, narrow, statistics_of_dense
 
 NO_BIAS = "what the neurons that go were on average is dropped: {} has no bias to hold it, and none is added"
 

@@ -7,11 +7,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from prunekit.contract import Context, Method, Needs
-from prunekit.depth.plan import plan_blocks, remove_blocks
+from prunekit.api import Context, Method, Needs, PrunePlan, UsageError, plan_blocks, remove_blocks
 from prunekit.depth.removal import parse_blocks
-from prunekit.errors import UsageError
-from prunekit.plan import PrunePlan
 
 
 def _as_text(value: Any) -> Any:

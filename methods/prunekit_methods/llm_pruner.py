@@ -10,15 +10,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prunekit.blockwise.statistics import Moments
-from prunekit.blockwise.walk import calibration_of
-from prunekit.contract import Context, Method, Needs
+from prunekit.api import (
+    Context,
+    Method,
+    Moments,
+    Needs,
+    PrunePlan,
+    allotted,
+    calibration_of,
+    keep_largest,
+    narrow,
+    neurons,
+    plan_narrowing,
+)
 from prunekit.model.structure import Site
-from prunekit.plan import PrunePlan
-from prunekit.width.least_squares import keep_largest
 from prunekit.width.neurons import per_unit
-from prunekit.width.plan import allotted, neurons, plan_narrowing
-from prunekit.width.walk import narrow
 
 
 class LLMPruner(Method):

@@ -7,10 +7,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from prunekit.blockwise.walk import walk
-from prunekit.contract import Context, Method, Needs
-from prunekit.plan import Pattern, PrunePlan
-from prunekit.weights.masks import keep_above_threshold, keep_per_group, plan_sparsity
+from prunekit.api import (
+    Context,
+    Method,
+    Needs,
+    Pattern,
+    PrunePlan,
+    keep_above_threshold,
+    keep_per_group,
+    plan_sparsity,
+    walk,
+)
 
 
 class Magnitude(Method):

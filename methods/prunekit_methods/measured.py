@@ -11,12 +11,25 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from prunekit.blockwise.walk import calibration_of
-from prunekit.contract import Allocator, Budget, Context, Needs
-from prunekit.model.structure import Linear
-from prunekit.spectra.spectrum import metrics, sketch, spectra
-from prunekit.weights.allocation import block_sizes, complete, per_block
-from prunekit.weights.budgets import MOST, cheapest, settle, shift, smoothed, spread
+from prunekit.api import (
+    Allocator,
+    Budget,
+    Context,
+    Linear,
+    Needs,
+    block_sizes,
+    calibration_of,
+    cheapest,
+    complete,
+    metrics,
+    per_block,
+    settle,
+    shift,
+    sketch,
+    spectra,
+    spread,
+)
+from prunekit.weights.budgets import MOST, smoothed
 from prunekit.weights.outliers import less_for_more, outlier_ratios
 from prunekit.weights.sensitivity import SCORES, Laboratory, Score, Trial
 

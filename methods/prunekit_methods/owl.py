@@ -8,9 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from prunekit.contract import Allocator, Budget, Context, Needs
-from prunekit.weights.allocation import block_sizes, budget_of_blocks
-from prunekit.weights.budgets import settle, shift
+from prunekit.api import Allocator, Budget, Context, Needs, block_sizes, budget_of_blocks, settle, shift
 from prunekit.weights.outliers import less_for_more, outlier_ratios
 
 

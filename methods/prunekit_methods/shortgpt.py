@@ -5,9 +5,18 @@ Paper: Men et al., "ShortGPT: Layers in Large Language Models are More Redundant
 
 from typing import ClassVar
 
-from prunekit.contract import Context, Method, Needs
-from prunekit.depth.plan import candidates, count_removed, influences, plan_blocks, remove_blocks, smallest
-from prunekit.plan import PrunePlan
+from prunekit.api import (
+    Context,
+    Method,
+    Needs,
+    PrunePlan,
+    candidates,
+    count_removed,
+    influences,
+    plan_blocks,
+    remove_blocks,
+    smallest,
+)
 
 
 class ShortGPT(Method):

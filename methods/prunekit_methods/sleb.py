@@ -6,9 +6,18 @@ ICML 2024, arXiv:2402.09025.
 
 from typing import ClassVar
 
-from prunekit.contract import Context, Method, Needs
-from prunekit.depth.plan import candidates, count_removed, losses_without, plan_blocks, remove_blocks, smallest
-from prunekit.plan import PrunePlan
+from prunekit.api import (
+    Context,
+    Method,
+    Needs,
+    PrunePlan,
+    candidates,
+    count_removed,
+    losses_without,
+    plan_blocks,
+    remove_blocks,
+    smallest,
+)
 
 
 class SLEB(Method):

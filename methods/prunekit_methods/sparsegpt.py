@@ -9,12 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from prunekit.blockwise.statistics import Hessian
-from prunekit.blockwise.walk import walk
-from prunekit.contract import Context, Method, Needs
-from prunekit.errors import UnsupportedError
-from prunekit.plan import Pattern, PrunePlan
-from prunekit.weights.masks import plan_sparsity
+from prunekit.api import Context, Hessian, Method, Needs, Pattern, PrunePlan, UnsupportedError, plan_sparsity, walk
 from prunekit.weights.obs import inverse_factor, prune
 
 MOST_DAMPENING = 1.0  # of the mean diagonal: beyond it the Hessian no longer says anything

@@ -20,26 +20,28 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunekit import distributed
-from prunekit.blockwise.capture import capture
-from prunekit.blockwise.loss import exp_or_inf
-from prunekit.blockwise.stream import split
-from prunekit.blockwise.walk import calibration_of
-from prunekit.contract import Context, Method, Needs
-from prunekit.depth.gate_path import follow
-from prunekit.depth.gates import GatedLoss
-from prunekit.depth.plan import (
+from prunekit.api import (
+    Context,
+    Method,
+    Needs,
+    PrunePlan,
+    UsageError,
+    calibration_of,
     candidates,
     check_removal,
     count_removed,
+    distributed,
     losses_without,
     plan_blocks,
     remove_blocks,
     smallest,
+    split,
 )
-from prunekit.errors import UsageError
+from prunekit.blockwise.capture import capture
+from prunekit.blockwise.loss import exp_or_inf
+from prunekit.depth.gate_path import follow
+from prunekit.depth.gates import GatedLoss
 from prunekit.files import write_atomically
-from prunekit.plan import PrunePlan
 from prunekit.train.fading import course
 from prunekit.train.fsdp import whole_state
 from prunekit.train.lora import Adapters, adapt, require_peft

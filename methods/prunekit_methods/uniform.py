@@ -5,7 +5,7 @@ Paper: none; the baseline of every allocation paper.
 
 from typing import ClassVar
 
-from prunekit.contract import Allocator, Budget, Context
+from prunekit.api import Allocator, Budget, Context
 
 
 class Uniform(Allocator):

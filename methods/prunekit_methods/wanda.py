@@ -8,11 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from prunekit.blockwise.statistics import InputNorm
-from prunekit.blockwise.walk import walk
-from prunekit.contract import Context, Method, Needs
-from prunekit.plan import Pattern, PrunePlan
-from prunekit.weights.masks import keep_per_row, plan_sparsity
+from prunekit.api import Context, InputNorm, Method, Needs, Pattern, PrunePlan, keep_per_row, plan_sparsity, walk
 
 TOLERANCE = 1e-3  # of the variant's bisection, in sparsity and in alpha, as in the authors' code
 NOTABLE = 1e-2  # a miss of the planned sparsity that the user is told of

@@ -6,12 +6,19 @@ baseline, after Sun et al., "A Simple and Effective Pruning Approach for Large L
 
 from typing import ClassVar
 
-from prunekit.blockwise.statistics import Moments
-from prunekit.contract import Context, Method, Needs
-from prunekit.plan import PrunePlan
-from prunekit.width.least_squares import keep_largest, wanda
-from prunekit.width.plan import allotted, neurons, plan_narrowing
-from prunekit.width.walk import narrow
+from prunekit.api import (
+    Context,
+    Method,
+    Moments,
+    Needs,
+    PrunePlan,
+    allotted,
+    keep_largest,
+    narrow,
+    neurons,
+    plan_narrowing,
+)
+from prunekit.width.least_squares import wanda
 
 
 class WandaSP(Method):

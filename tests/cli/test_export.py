@@ -8,8 +8,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from contract_checks import bytes_of
 from prunekit.model.checkpoint import Checkpoint
+from prunekit.testing import bytes_of
 
 from .conftest import Run
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.blockwise import stream
 from prunekit.depth.gates import GatedLoss, Kind, gated
 from prunekit.model.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.blockwise import stream
 from prunekit.contract import Context, Needs
 from prunekit.depth.actions import RemoveBlock

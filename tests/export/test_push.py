@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import metadata_load
 from typer.testing import CliRunner, Result
 
-from contract_checks import bytes_of
 from fake_hub import COMMIT, FakeHub, Repository
+from prunekit.testing import bytes_of
 
 TOKEN = "hf_aSecretThatNobodySees0123456789"
 Push = Callable[..., Result]

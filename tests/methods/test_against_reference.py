@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, PretrainedConfig, Qwen3Config
 
-import contract_checks as checks
 import reference
+from prunekit import testing as checks
 from prunekit.contract import Method
 from prunekit.plan import Pattern
 from prunekit_methods.magnitude import Magnitude

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.contract import Context
 from prunekit.spectra.eigenvalues import eigenvalues
 from prunekit.spectra.power_law import measure

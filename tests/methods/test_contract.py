@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.contract import Method
 from prunekit.recipe import registry
 

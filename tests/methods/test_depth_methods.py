@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.errors import UsageError
 from prunekit_methods.layers import Layers
 from prunekit_methods.shortgpt import ShortGPT

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.plan import Pattern
 from prunekit_methods.magnitude import Magnitude, keep_mask
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.contract import Budget, Context
 from prunekit.weights.allocation import budget_of_blocks, check_budget
 from prunekit.weights.sensitivity import Laboratory, Trial, or_inf

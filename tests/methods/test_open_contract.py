@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from contract_checks import bytes_of
 from prunekit.errors import InputError, UsageError, VerificationError
 from prunekit.export.manifest import Manifest
 from prunekit.export.verify import inspect_folder, verify
 from prunekit.plan import PrunePlan
 from prunekit.recipe.recipe import Recipe
 from prunekit.run import pipeline
+from prunekit.testing import bytes_of
 from third_party import put
 
 RECONSTRUCT = '''"""Reconstruct: zero the smallest weights, then train what is left of each block to give what it gave.

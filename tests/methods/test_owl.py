@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.blockwise.stream import logits
 from prunekit.weights.allocation import check_budget
 from prunekit.weights.outliers import less_for_more, outlier_ratio

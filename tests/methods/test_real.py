@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.contract import carry_out
 from prunekit.evaluate.perplexity import find_protocol, perplexity, windows
 from prunekit.recipe import registry

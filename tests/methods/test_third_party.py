@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import contract_checks as checks
+from prunekit import testing as checks
 from third_party import install, put
 
 SCATTER = '''"""Scatter: zero weights at random, which is what every method must beat.

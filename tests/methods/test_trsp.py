@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.contract import carry_out
 from prunekit.depth.actions import RemoveBlock
 from prunekit.errors import InputError, UsageError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.contract import carry_out
 from prunekit.plan import Pattern
 from prunekit_methods.wanda import Wanda, keep_variant, scores

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import contract_checks as checks
 import families
+from prunekit import testing as checks
 from prunekit.blockwise.stream import logits
 from prunekit.contract import Context, Method, carry_out
 from prunekit.errors import UnsupportedError

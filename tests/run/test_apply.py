@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from contract_checks import bytes_of
 from prunekit.cli.app import app
+from prunekit.testing import bytes_of
 
 QUICK = ("--no-eval-quick", "--verify", "off")
 

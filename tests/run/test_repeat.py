@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from contract_checks import bytes_of
 from forks import Ended, Server
 from prunekit.errors import InputError, UsageError
 from prunekit.export.manifest import MANIFEST, Manifest
 from prunekit.run.repeat import compared, default_output, read, recipe_of
+from prunekit.testing import bytes_of
 
 Call = Callable[..., Ended]
 NAME = "model.layers.1.mlp.up_proj.weight"

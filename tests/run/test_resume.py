@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from contract_checks import bytes_of
 from forks import Ended, Server
+from prunekit.testing import bytes_of
 
 BLOCKS = 4  # of the model in `inputs`
 STAGED = ".out.prunekit"

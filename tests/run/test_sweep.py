@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from contract_checks import bytes_of
 from forks import Ended, Server
+from prunekit.testing import bytes_of
 
 RECIPE = """
 method: [magnitude, shortgpt]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.blockwise.capture import capture
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.prunable import PrunableModel

@@ -12,8 +12,8 @@ from random import Random
 
 import pytest
 
-from contract_checks import bytes_of
 from forks import Ended, Server
+from prunekit.testing import bytes_of
 
 STAGED = ".out.prunekit"
 STATES = ("plan.json", "work/gates.json", "work/stage2/training.safetensors")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.contract import Context, carry_out
 from prunekit.errors import UsageError
 from prunekit.plan import Pattern

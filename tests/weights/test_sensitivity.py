@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-import contract_checks as checks
+from prunekit import testing as checks
 from prunekit.blockwise import stream
 from prunekit.blockwise.loss import mean_loss
 from prunekit.blockwise.stream import logits

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 import families
-from contract_checks import open_context
 from prunekit.contract import Context
 from prunekit.depth.actions import RemoveBlock
 from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.plan import PrunePlan
+from prunekit.testing import open_context
 from prunekit.weights.actions import Sparsify
 from prunekit.width.actions import Narrow
 from prunekit.width.config import default_multiple

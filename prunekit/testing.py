@@ -1,10 +1,11 @@
-"""What every plug-in must keep to, as functions that take its class; the author of one can call them in his tests.
+"""What every plug-in must satisfy, as functions that take its class, for the tests of its author.
 
-    from contract_checks import check_method
+    from prunekit.testing import check_method
+
     def test_my_method_keeps_the_contract(tmp_path):
         check_method("mine", MyMethod, folder_of_a_small_model, tmp_path)
 
-`tests/test_contract.py` runs them one by one for every plug-in that is installed.
+A check raises AssertionError saying what is wrong. prunekit runs the same checks for every plug-in that is installed.
 """
 
 import hashlib
@@ -18,14 +19,13 @@ import torch
 from pydantic_core import PydanticUndefined
 from torch import Tensor
 
-from prunekit.contract import Allocator, Context, Method, PlugIn, carry_out
+from prunekit.contract import Allocator, Context, Method, PlugIn, Recovery, carry_out
 from prunekit.export.staging import Staging
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.prunable import PrunableModel
 from prunekit.plan import Pattern, PrunePlan
 from prunekit.weights.allocation import check_budget
 from prunekit.weights.masks import mean_sparsity
-from prunekit_methods.uniform import Uniform
 
 
 def token_ids(model: PrunableModel, samples: int = 6, tokens: int = 48, seed: int = 0) -> Tensor:
@@ -56,7 +56,7 @@ def open_context(
     )
     ctx.generator.manual_seed(0)
     ctx.calibration = ids if plugin.needs.calibration else None
-    ctx.budget = Uniform().allocate(ctx, ratio) if plugin.needs.budget else None
+    ctx.budget = dict.fromkeys(model.linears(), ratio) if plugin.needs.budget else None
     ctx.protected = frozenset({0, len(model.blocks) - 1}) if plugin.needs.blocks else frozenset()
     return ctx
 
@@ -178,11 +178,12 @@ def check_export_loads(method: Method, folder: Path, tmp_path: Path) -> None:
     """What a method makes is a folder that plain `from_pretrained` loads, every tensor found, none left over."""
     from transformers import AutoModelForCausalLM
 
-    from prunekit.export.folder import export
+    from prunekit.export.folder import export, folder_changes
 
     ctx = open_context(folder, method, tmp_path / "out")
-    carry_out(method, ctx, method.plan(ctx))
-    export(ctx.model, tmp_path / "exported")
+    plan = method.plan(ctx)
+    carry_out(method, ctx, plan)
+    export(ctx.model, tmp_path / "exported", folder_changes(ctx.model, plan=plan))
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", output_loading_info=True)
     model, info = loaded
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
@@ -233,6 +234,23 @@ def check_allocator(name: str, allocator: type[Allocator], folder: Path) -> None
     check_options_explain_themselves(allocator)
     for ratio in (0.1, 0.5, 0.7):
         check_allocates(allocator(), folder, ratio)
+
+
+def check_recovery(name: str, recovery: type[Recovery], folder: Path, tmp_path: Path) -> None:
+    """A recovery describes itself, keeps every shape and dtype, and gives the same bytes every time."""
+    check_describes_itself(name, recovery)
+    check_options_explain_themselves(recovery)
+    before, written = weights(open_context(folder, recovery()).model), []
+    for run in ("one", "two"):
+        ctx = open_context(folder, recovery(), tmp_path / run / "out")
+        ctx.dense = ctx.model.with_edits(None).twin()
+        recovery().recover(ctx)
+        assert ctx.model.edits is not None and ctx.model.edits.probe_path.is_file(), "no logits were recorded"
+        after = weights(ctx.model)
+        shapes = ({key: (part.dtype, part.shape) for key, part in found.items()} for found in (before, after))
+        assert next(shapes) == next(shapes), "a recovery changed a shape or a dtype"
+        written.append(bytes_of(ctx.model.edits.folder))
+    assert written[0] == written[1], "two runs gave other bytes"
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:
