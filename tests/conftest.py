@@ -125,6 +125,30 @@ def tiny_llama(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """`launch.run_module` without the seconds of importing: a fork server, begun with its first call."""
+    from forks import Server
+
+    servers: list[Server] = []
+
+    def run_module(module: str, words: Any) -> Any:
+        if not servers:
+            servers.append(Server(tmp_path_factory.mktemp("launcher")))
+        return servers[0].run_module(module, words)
+
+    yield run_module
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def launched(request: pytest.FixtureRequest, launcher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that prunekit starts are forked, but in tests that are marked `fresh`."""
+    if request.node.get_closest_marker("fresh") is None:
+        monkeypatch.setattr("prunekit.launch.run_module", launcher)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
     """What runs the command line in processes that can be killed."""

@@ -27,10 +27,12 @@ from study import Cells, over_seeds, settings_of_a_study
 from prunekit.contract import carry_out
 from prunekit.evaluate.perplexity import cut, find_protocol, read_text
 from prunekit.export.staging import Staging
+from prunekit.model.hub import locate
 from prunekit.model.prunable import PrunableModel
 from prunekit.progress import Silent
 from prunekit.recipe import settings
 from prunekit.run.job import Job
+from prunekit.run.plug_ins import PlugIns
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Study:
                 started, floor = time.perf_counter(), begin_of_peak()
                 ctx = job.context(staging)
                 plan = job.plan(ctx)
-                carry_out(job.method, ctx, plan)
+                carry_out(job.plug_ins.method, ctx, plan)
                 peak = highest()
                 found = {"seconds": round(time.perf_counter() - started, 1), "peak": peak - floor}
                 found |= {"removed": plan.removed_blocks(), "widths": list(plan.widths().values()), "notes": ctx.notes}
@@ -128,7 +130,7 @@ class Study:
         flags |= {"ratio": ratio} if ratio else {}
         flags |= {"layout": arm.layout} if arm.layout else {}
         recipe, _ = settings.build(flags, [f"options.{key}={json.dumps(value)}" for key, value in arm.options.items()])
-        return Job.load(recipe, Silent(), True)
+        return Job.load(recipe, PlugIns.of(recipe), locate(str(recipe.model)), Silent(), True)
 
     def _measure(self, job: Job, model: PrunableModel, text: str) -> float:
         assert job.tokenizer is not None

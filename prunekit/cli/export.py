@@ -24,7 +24,7 @@ RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder that prune
 def export(
     run: Run,
     folder: RunFolder,
-    layout: options.Layout = None,
+    layout: options.LayoutName = None,
     output: options.Output = None,
     force: options.Force = False,
 ) -> None:

@@ -9,9 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-METHOD, CALIBRATION, COMPUTE = "Method", "Calibration", "Compute"
-EVALUATION, EXPORT, VERIFYING = "Evaluation", "Export", "Verification"
-GATES = "Gates"
+from prunekit.recipe.options import (
+    CALIBRATION,
+    COMPUTE,
+    EVALUATION,
+    EVALUATION_GATES,
+    EXPORT,
+    GATES,
+    METHOD,
+    OPTIONS,
+    Option,
+)
+
+VERIFYING = "Verification"
 SHOWING, GENERAL = "What is shown", "General"
 PANELS = ("Arguments", METHOD, CALIBRATION, COMPUTE, EVALUATION, GATES, EXPORT, VERIFYING, SHOWING, GENERAL)
 
@@ -53,70 +63,33 @@ Model = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, s
 OneModel = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 
+
+def setting(name: str, told: Option) -> Any:
+    """The annotation of an option that fills a setting of the recipe; texts are read as the recipe reads them."""
+    long = f"--{name.replace('_', '-')}"
+    names = [flag for flag in told.flags if not flag.startswith("--")]
+    names.append(next((flag for flag in told.flags if flag.startswith("--")), long))
+    more: dict[str, Any] = {}
+    if complete := {"method": method_names, "allocator": allocator_names}.get(name):
+        more["autocompletion"] = complete
+    elif told.choices:
+        more["autocompletion"] = one_of(*told.choices)
+    kind = (bool if told.metavar is None else list[str] if told.several else str) | None
+    return Annotated[kind, option(told.panel, told.metavar, told.help, *names, **more)]
+
+
+SETTINGS: dict[str, Any] = {name: setting(name, told) for name, told in (OPTIONS | EVALUATION_GATES).items()}
+
+# the same, where a command declares one of them itself
+MethodName = Annotated[
+    str | None, option(METHOD, "NAME", OPTIONS["method"].help, "-m", "--method", autocompletion=method_names)
+]
+LayoutName = Annotated[
+    str | None,
+    option(METHOD, "NAME", OPTIONS["layout"].help, "--layout", autocompletion=one_of(*OPTIONS["layout"].choices)),
+]
+
 # what is done
-Method = Annotated[
-    str | None,
-    option(
-        METHOD,
-        "NAME",
-        "Pruning method, or an allocator for wanda.",
-        "-m",
-        "--method",
-        autocompletion=method_names,
-    ),
-]
-Ratio = Annotated[
-    str | None,
-    option(
-        METHOD,
-        "R",
-        "Fraction of the decoder blocks' weights to remove, above 0 and below 1.",
-        "-r",
-        "--ratio",
-    ),
-]
-PatternOption = Annotated[
-    str | None,
-    option(
-        METHOD,
-        "PATTERN",
-        "unstructured, N:M to keep N of M consecutive inputs, or *:M (default unstructured).",
-        "--pattern",
-    ),
-]
-ProtectBlocks = Annotated[
-    str | None,
-    option(
-        METHOD,
-        "BLOCKS",
-        "Blocks that stay where whole blocks go: first:N,last:M,i,j or none (default first:1,last:1).",
-        "--protect-blocks",
-    ),
-]
-Layout = Annotated[
-    str | None,
-    option(
-        METHOD,
-        "NAME",
-        "How blocks that lose neurons are written: uniform, per-layer or padded (default uniform).",
-        "--layout",
-        autocompletion=one_of("uniform", "per-layer", "padded"),
-    ),
-]
-WidthMultiple = Annotated[
-    str | None,
-    option(METHOD, "N", "What widths are multiples of (default 256, 64 or 8, by the model).", "--width-multiple"),
-]
-Allocator = Annotated[
-    str | None,
-    option(
-        METHOD,
-        "NAME",
-        "What gives each linear its sparsity (default uniform).",
-        "--allocator",
-        autocompletion=allocator_names,
-    ),
-]
 Set = Annotated[
     list[str] | None,
     option(
@@ -130,95 +103,10 @@ RecipeFile = Annotated[
     Path | None,
     option(METHOD, "FILE", "YAML file with any of these settings; flags win over it.", "--recipe"),
 ]
-TrustRemoteCode = Annotated[
-    bool | None, option(COMPUTE, None, "Let code that comes with the model run.", "--trust-remote-code")
-]
-
-# on which text
-Calib = Annotated[
-    str | None,
-    option(
-        CALIBRATION,
-        "SOURCE",
-        "sample, wikitext2, c4, ptb, alpaca, pile, hf:repo[:config]:split:column, a file, a folder or - "
-        "(default sample for the sample model, else wikitext2).",
-        "--calib",
-        autocompletion=one_of("sample", "wikitext2", "c4", "ptb", "alpaca", "pile"),
-    ),
-]
-CalibColumn = Annotated[str | None, option(CALIBRATION, "NAME", "Column of the text in a table.", "--calib-column")]
-Samples = Annotated[str | None, option(CALIBRATION, "N", "Number of token sequences (default 128).", "--samples")]
-SeqLen = Annotated[
-    str | None,
-    option(
-        CALIBRATION,
-        "N",
-        "Tokens per sequence (default 2048, or the model's maximum if that is less).",
-        "--seq-len",
-    ),
-]
-Seed = Annotated[str | None, option(CALIBRATION, "N", "Seed of every random choice (default 0).", "--seed")]
-BatchSize = Annotated[str | None, option(CALIBRATION, "N", "Sequences per forward pass.", "--batch-size")]
-
-# where and how precisely
-Device = Annotated[
-    str | None,
-    option(
-        COMPUTE,
-        "DEVICE",
-        "auto, cpu, cuda, cuda:N or mps (default auto).",
-        "--device",
-        autocompletion=one_of("auto", "cpu", "cuda", "mps"),
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    option(
-        COMPUTE,
-        "DTYPE",
-        "Dtype of the computation: auto, float32, bfloat16 or float16; stored dtypes stay (default auto).",
-        "--dtype",
-        autocompletion=one_of("auto", "float32", "bfloat16", "float16"),
-    ),
-]
-Offload = Annotated[
-    str | None,
-    option(
-        COMPUTE,
-        "PLACE",
-        "Where hidden states wait: memory or disk (default memory).",
-        "--offload",
-        autocompletion=one_of("memory", "disk"),
-    ),
-]
+# where
 Offline = Annotated[bool, option(COMPUTE, None, "Never use the network; what is not cached is missing.", "--offline")]
 
 # how good the result is
-Ppl = Annotated[
-    str | None,
-    option(
-        EVALUATION,
-        "SET",
-        "Text of the perplexity: sample, wikitext2, c4, ptb or a file.",
-        "--ppl",
-        autocompletion=one_of("sample", "wikitext2", "c4", "ptb"),
-    ),
-]
-Protocol = Annotated[
-    str | None,
-    option(
-        EVALUATION,
-        "NAME",
-        "How the text is joined and cut: sparsegpt, wanda or llm-pruner (default sparsegpt).",
-        "--protocol",
-        autocompletion=one_of("sparsegpt", "wanda", "llm-pruner"),
-    ),
-]
-EvalWindows = Annotated[str | None, option(EVALUATION, "N", "Windows of text at most (default 32).", "--eval-windows")]
-EvalQuick = Annotated[
-    bool | None,
-    option(EVALUATION, None, "Measure perplexity before and after (default yes).", "--eval-quick/--no-eval-quick"),
-]
 Ppls = Annotated[
     list[str] | None,
     option(
@@ -270,31 +158,6 @@ Rounds = Annotated[
 ]
 Compile = Annotated[bool, option(EVALUATION, None, "Time the models compiled, with a static cache.", "--compile")]
 
-# limits that the result must keep
-MaxPpl = Annotated[str | None, option(GATES, "X", "Largest perplexity on any text.", "--max-ppl")]
-MaxPplIncrease = Annotated[
-    str | None,
-    option(GATES, "P%", "Largest increase of perplexity over the dense model's, such as 15%.", "--max-ppl-increase"),
-]
-MinAcc = Annotated[
-    list[str] | None,
-    option(
-        GATES, "TASK=A", "Smallest accuracy of a task, or of one metric: piqa/acc_norm=0.6; repeatable.", "--min-acc"
-    ),
-]
-MaxAccDrop = Annotated[
-    str | None,
-    option(GATES, "Dpt", "Largest loss of accuracy on any task, in points, such as 2pt.", "--max-acc-drop"),
-]
-MaxKl = Annotated[
-    str | None, option(GATES, "X", "Largest KL divergence from the dense model, in nats per token.", "--max-kl")
-]
-MinSpeedup = Annotated[
-    str | None,
-    option(GATES, "X", "Smallest speed of prefill and decoding, in multiples of the dense model's.", "--min-speedup"),
-]
-MaxSize = Annotated[str | None, option(GATES, "SIZE", "Largest size of the weight files, such as 9GB.", "--max-size")]
-MaxParams = Annotated[str | None, option(GATES, "N", "Largest number of parameters, such as 5B.", "--max-params")]
 ExitZero = Annotated[bool, option(GATES, None, "Report gates that failed, and end with 0 all the same.", "--exit-zero")]
 
 # what is written
@@ -313,17 +176,6 @@ PlanOutput = Annotated[  # no variable: PRUNEKIT_OUTPUT is a folder
     ),
 ]
 PlanForce = Annotated[bool, option(EXPORT, None, "Replace FILE even if it is no plan.", "--force")]
-MaxShardSize = Annotated[str | None, option(EXPORT, "SIZE", "Largest weight file (default 5GB).", "--max-shard-size")]
-Verify = Annotated[
-    str | None,
-    option(
-        EXPORT,
-        "HOW",
-        "How the written folder is checked: auto, full, streaming or off (default auto).",
-        "--verify",
-        autocompletion=one_of("auto", "full", "streaming", "off"),
-    ),
-]
 Force = Annotated[bool, option(EXPORT, None, "Replace what is in OUT.", "--force")]
 Restart = Annotated[bool, option(EXPORT, None, "Drop what an interrupted run has finished.", "--restart")]
 
@@ -361,48 +213,32 @@ SHOWN: Group = {
     "no_progress": (NoProgress, False),
     "debug": (Debug, False),
 }
-LOADING: Group = {"trust_remote_code": (TrustRemoteCode, None), "offline": (Offline, False)}
-COMPUTING: Group = {"device": (Device, None), "dtype": (Dtype, None), **LOADING}
-WALKING: Group = {**COMPUTING, "offload": (Offload, None)}
+
+
+def settings(*names: str) -> Group:
+    """Options that fill settings of the recipe; what is not given stays None."""
+    return {name: (SETTINGS[name], None) for name in names}
+
+
+LOADING: Group = {**settings("trust_remote_code"), "offline": (Offline, False)}
+COMPUTING: Group = {**settings("device", "dtype"), **LOADING}
+WALKING: Group = {**COMPUTING, **settings("offload")}
 PLANNING: Group = {
-    "method": (Method, None),
-    "ratio": (Ratio, None),
-    "pattern": (PatternOption, None),
-    "protect_blocks": (ProtectBlocks, None),
-    "layout": (Layout, None),
-    "width_multiple": (WidthMultiple, None),
-    "allocator": (Allocator, None),
+    **settings(
+        *("method", "ratio", "pattern", "targets", "ignore", "protect_blocks"),
+        *("layout", "width_multiple", "allocator", "recover"),
+    ),
     "set": (Set, None),
     "recipe": (RecipeFile, None),
-    "calib": (Calib, None),
-    "calib_column": (CalibColumn, None),
-    "samples": (Samples, None),
-    "seq_len": (SeqLen, None),
-    "seed": (Seed, None),
-    "batch_size": (BatchSize, None),
+    **settings("calib", "calib_column", "samples", "seq_len", "seed", "batch_size"),
     **WALKING,
 }
-MEASURING: Group = {
-    "ppl": (Ppl, None),
-    "protocol": (Protocol, None),
-    "eval_windows": (EvalWindows, None),
-    "eval_quick": (EvalQuick, None),
-}
-LIMITS: Group = {  # on what every run counts
-    "max_ppl": (MaxPpl, None),
-    "max_ppl_increase": (MaxPplIncrease, None),
-    "max_size": (MaxSize, None),
-    "max_params": (MaxParams, None),
-}
-EVALUATION_LIMITS: Group = {
-    "min_acc": (MinAcc, None),
-    "max_acc_drop": (MaxAccDrop, None),
-    "max_kl": (MaxKl, None),
-    "min_speedup": (MinSpeedup, None),
-}
+MEASURING: Group = settings("ppl", "protocol", "eval_windows", "eval_quick")
+LIMITS: Group = settings("max_ppl", "max_ppl_increase", "max_size", "max_params")  # on what every run counts
+EVALUATION_LIMITS: Group = settings(*EVALUATION_GATES)
 JUDGING: Group = {"exit_zero": (ExitZero, False)}
 PROTOCOL: Group = {"protocol": MEASURING["protocol"]}
-WRITING: Group = {"max_shard_size": (MaxShardSize, None), "verify": (Verify, None)}
+WRITING: Group = settings("max_shard_size", "verify")
 REPLACING: Group = {"force": (Force, False), "restart": (Restart, False)}
 REPORTING: Group = {"report": (ReportFile, None)}
 TASKING: Group = {  # what compare and sweep ask runs beyond their manifests

@@ -83,7 +83,7 @@ def schema(run: Run) -> None:
 
 
 @command()
-def init(run: Run, method: options.Method = None) -> None:
+def init(run: Run, method: options.MethodName = None) -> None:
     """Print a recipe with every setting, its default, and what it means."""
     from prunekit.recipe import settings
 

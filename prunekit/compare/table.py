@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from prunekit.contract import Needs
 from prunekit.evaluate.rows import Count, Number, Perplexity, Rate, Row, Size, Verdict
 from prunekit.evaluate.verdicts import judge
 from prunekit.export.manifest import Manifest
 from prunekit.formatting import span
 from prunekit.plan import Frozen
 from prunekit.recipe.limits import Gates
+from prunekit.recipe.meaning import idle
 from prunekit.recipe.recipe import FREE
 
 COLUMNS = ("model", "method", "allocator", "ratio", "pattern")  # settings that every table shows
@@ -126,12 +128,11 @@ def table_of(
 
 def effective(manifest: Manifest) -> dict[str, Any]:
     """Dotted path -> value of the settings that a run went by: none of a calibration that did not take place."""
-    idle = [] if manifest.calibration else ["calibration."]
-    plan = manifest.plan
-    idle += ["protect_blocks"] if plan.sparsify() else ["pattern"]
-    idle += [] if plan.widths() else ["layout", "width_multiple"]
-    idle += [] if allocated(manifest) else ["allocator"]
-    return {path: value for path, value in _flat(manifest.recipe).items() if not path.startswith((*QUIET, *idle))}
+    plan, unused = manifest.plan, [] if manifest.calibration else ["calibration."]
+    needs = Needs(budget=bool(plan.sparsify()), widths=bool(plan.widths()), blocks=not plan.sparsify())
+    unused += idle(needs, manifest.recipe.get("layout", "uniform"))
+    unused += [] if allocated(manifest) else ["allocator"]
+    return {path: value for path, value in _flat(manifest.recipe).items() if not path.startswith((*QUIET, *unused))}
 
 
 def allocated(manifest: Manifest) -> str | None:

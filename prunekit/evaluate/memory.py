@@ -8,7 +8,6 @@ what the device's allocator has handed out.
 
 import json
 import resource
-import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
@@ -17,13 +16,12 @@ from typing import Any
 
 import torch
 
-from prunekit import distributed
+from prunekit import launch
 from prunekit.evaluate.speed import Place, Runner, SpeedOptions
 from prunekit.model.checkpoint import Checkpoint
 
 PEAK = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")  # 5 sets the peak to what is resident now
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def peak_memory(folder: Path, options: SpeedOptions, place: Place) -> int | None:
@@ -34,14 +32,7 @@ def peak_memory(folder: Path, options: SpeedOptions, place: Place) -> int | None
         "dtype": str(place.dtype).removeprefix("torch."),
         "trust_remote_code": place.trust_remote_code,
     }
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "prunekit.evaluate.memory", str(folder), json.dumps(order)],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env=distributed.environment() | QUIET,
-        check=False,
-    )
+    done = launch.run_module("prunekit.evaluate.memory", [str(folder), json.dumps(order)])
     with suppress(ValueError, IndexError):
         return int(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
     return None

@@ -20,7 +20,7 @@ import psutil
 import torch
 from pydantic import ValidationError
 
-from prunekit import distributed
+from prunekit import launch
 from prunekit.blockwise.stream import logits
 from prunekit.errors import InputError, PrunekitError, ResourceError, VerificationError
 from prunekit.export.checks import (
@@ -46,15 +46,6 @@ from prunekit.plan import Frozen
 
 HEADROOM = 1.2  # weights, and a fifth more for activations, the cache and a tensor on its way from disk
 CGROUP = Path("/sys/fs/cgroup")
-QUIET = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONWARNINGS": "ignore",
-}
 
 
 class Verification(Frozen):
@@ -93,7 +84,7 @@ def verify(
     words = [str(folder), "--mode", mode, "--device", device, "--dtype", dtype]
     words += ["--expect", str(expect)] if expect else []
     words += ["--trust-remote-code"] if trust_remote_code else []
-    verification = _read_answer(_run(words))
+    verification = _read_answer(launch.run_module("prunekit.export.verify", words))
     if not verification.passed:
         failed = [f"{check.name}: {check.detail}" for check in verification.checks if not check.passed]
         raise VerificationError(
@@ -101,18 +92,6 @@ def verify(
             hint=f"prunekit verify {folder} --against MODEL names the tensors that differ from a model's",
         )
     return verification
-
-
-def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """The process, run to its end; -P keeps it from importing what lies in the working folder."""
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "prunekit.export.verify", *words],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env=distributed.environment() | QUIET,
-        check=False,
-    )
 
 
 def inspect_folder(

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+
+from prunekit.recipe.options import EVALUATION_GATES, OPTIONS
 
 NOUNS = {
     "number": "a number",
@@ -97,3 +99,9 @@ def _accepts(part: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
 
 def _choice(values: list[str]) -> str:
     return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
+
+
+def described(option: str, **bounds: Any) -> Any:
+    """A field with the default and the sentence that `options` has for it."""
+    told = OPTIONS.get(option) or EVALUATION_GATES[option]
+    return Field(default=told.default, description=told.text, **bounds)

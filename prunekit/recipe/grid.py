@@ -22,6 +22,7 @@ from prunekit.errors import RecipeError, UsageError
 from prunekit.model.hub import short_name
 from prunekit.recipe import recipe as recipes
 from prunekit.recipe import registry
+from prunekit.recipe.meaning import idle
 from prunekit.recipe.recipe import Recipe, value_at
 from prunekit.recipe.settings import DEFAULT_BASE, Given, finish
 
@@ -108,12 +109,8 @@ def _base(method: str, given: Values) -> str:
 def _fitted(recipe: Recipe) -> Recipe:
     """The recipe without settings that mean nothing to its method; its options are checked."""
     needs, defaults = recipes.method(recipe).needs, Recipe(method=recipe.method)
-    useless = [] if needs.ratio else ["ratio"]
-    allots = needs.budget or (needs.widths and recipe.layout != "uniform")
-    useless += [] if allots else ["allocator", "allocator_options"]
-    useless += [] if needs.budget else ["pattern"]
-    useless += [] if needs.blocks else ["protect_blocks"]
-    useless += [] if needs.widths else ["layout", "width_multiple"]
+    useless = idle(needs, recipe.layout)
+    useless += ["allocator_options"] if "allocator" in useless else []
     recipe = recipe.model_copy(update={name: getattr(defaults, name) for name in useless})
     if needs.calibration or recipes.allocator(recipe).needs.calibration:
         return recipe

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from prunekit.errors import UsageError
 from prunekit.plan import Frozen
+from prunekit.recipe.fields import described
 
 BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BYTES |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
@@ -30,42 +31,15 @@ Limit = Annotated[float, Field(allow_inf_nan=False)]
 class Gates(Frozen):
     """Limits that the result must keep; null is no limit."""
 
-    max_ppl: Limit | None = Field(default=None, gt=0, description="Largest perplexity on any text.")
-    max_ppl_increase: str | None = Field(
-        default=None,
-        pattern=r"^\d+(\.\d+)? ?%$",
-        examples=["15%"],
-        description="Largest increase of perplexity over the dense model's, on any text.",
-    )
-    min_acc: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
-        default={}, description="Task, or task/metric -> its smallest accuracy, from 0 to 1."
-    )
-    max_acc_drop: str | None = Field(
-        default=None,
-        pattern=r"^\d+(\.\d+)? ?pt$",
-        examples=["2pt"],
-        description="Largest loss of accuracy against the dense model's, on any task, in points (1pt = 0.01).",
-    )
-    max_kl: Limit | None = Field(
-        default=None, ge=0, description="Largest KL divergence from the dense model, on any text, in nats per token."
-    )
-    min_speedup: Limit | None = Field(
-        default=None,
-        gt=0,
-        description="Smallest speed, as a multiple of the dense model's, of prefill and of decoding.",
-    )
-    max_size: str | None = Field(
-        default=None,
-        pattern=r"^\d+(\.\d+)? ?([KMGT]i?)?B$",
-        examples=["500MB", "9GB"],
-        description="Largest size of the weight files.",
-    )
-    max_params: str | None = Field(
-        default=None,
-        pattern=r"^\d+(\.\d+)? ?[KMBT]?$",
-        examples=["350M", "5B"],
-        coerce_numbers_to_str=True,
-        description="Largest number of parameters.",
+    max_ppl: Limit | None = described("max_ppl", gt=0)
+    max_ppl_increase: str | None = described("max_ppl_increase", pattern=r"^\d+(\.\d+)? ?%$", examples=["15%"])
+    min_acc: dict[str, Annotated[float, Field(ge=0, le=1)]] = described("min_acc")
+    max_acc_drop: str | None = described("max_acc_drop", pattern=r"^\d+(\.\d+)? ?pt$", examples=["2pt"])
+    max_kl: Limit | None = described("max_kl", ge=0)
+    min_speedup: Limit | None = described("min_speedup", gt=0)
+    max_size: str | None = described("max_size", pattern=r"^\d+(\.\d+)? ?([KMGT]i?)?B$", examples=["500MB", "9GB"])
+    max_params: str | None = described(
+        "max_params", pattern=r"^\d+(\.\d+)? ?[KMBT]?$", examples=["350M", "5B"], coerce_numbers_to_str=True
     )
 
     @field_validator("min_acc", mode="before")

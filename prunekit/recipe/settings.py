@@ -14,6 +14,7 @@ from prunekit.errors import RecipeError, UsageError
 from prunekit.recipe import registry, yaml
 from prunekit.recipe.fields import fault, nearest, shorten
 from prunekit.recipe.limits import Gates
+from prunekit.recipe.options import OPTIONS
 from prunekit.recipe.recipe import FREE, ComputeRecipe, ExportRecipe, Recipe, leaves
 
 Origin = Literal["flag", "--set", "environment", "recipe", "default"]
@@ -21,33 +22,7 @@ PRECEDENCE: tuple[Origin, ...] = get_args(Origin)
 DEFAULT_BASE = "wanda"
 SETTINGS: dict[str, tuple[str, ...]] = {  # name of a command-line option -> what it fills
     "model": ("model",),
-    "method": ("method",),
-    "ratio": ("ratio",),
-    "pattern": ("pattern",),
-    "protect_blocks": ("protect_blocks",),
-    "layout": ("layout",),
-    "width_multiple": ("width_multiple",),
-    "allocator": ("allocator",),
-    "calib": ("calibration.source",),
-    "calib_column": ("calibration.column",),
-    "samples": ("calibration.samples",),
-    "seq_len": ("calibration.seq_len",),
-    "seed": ("calibration.seed", "seed"),
-    "batch_size": ("calibration.batch_size",),
-    "device": ("compute.device",),
-    "dtype": ("compute.dtype",),
-    "offload": ("compute.offload",),
-    "ppl": ("evaluation.set",),
-    "protocol": ("evaluation.protocol",),
-    "eval_windows": ("evaluation.windows",),
-    "eval_quick": ("evaluation.quick",),
-    "max_shard_size": ("export.max_shard_size",),
-    "verify": ("export.verify",),
-    "max_ppl": ("gates.max_ppl",),
-    "max_ppl_increase": ("gates.max_ppl_increase",),
-    "max_size": ("gates.max_size",),
-    "max_params": ("gates.max_params",),
-    "trust_remote_code": ("trust_remote_code",),
+    **{name: option.paths for name, option in OPTIONS.items()},
 }
 
 

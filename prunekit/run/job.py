@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunekit import distributed
 from prunekit.blockwise.stream import default_batch_size
-from prunekit.contract import Allocator, Context, Method, Recovery
+from prunekit.contract import Context
 from prunekit.depth.removal import protected_blocks
-from prunekit.errors import InputError, UsageError
+from prunekit.errors import InputError
 from prunekit.model.edits import Edits
 from prunekit.model.loading import open_model
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.selection import Selection
+from prunekit.model.structure import find_blocks
 from prunekit.plan import Pattern, PrunePlan
 from prunekit.progress import Progress
-from prunekit.recipe import recipe as recipes
-from prunekit.recipe import registry
 from prunekit.recipe.recipe import Recipe
+from prunekit.run.plug_ins import PlugIns
 from prunekit.text.calibration import (
     Calibration,
     calibrate,
@@ -32,7 +31,7 @@ from prunekit.text.calibration import (
     max_positions,
 )
 from prunekit.versions import versions
-from prunekit.weights.allocation import check_budget, refuse_unequal
+from prunekit.weights.allocation import check_budget
 
 PROBE_TOKENS = 64  # long enough to exercise attention, short enough to cost nothing
 DECIDING = (  # settings that finished blocks depend on
@@ -52,20 +51,15 @@ class Job:
     recipe: Recipe
     model: PrunableModel
     tokenizer: PreTrainedTokenizerBase | None
-    method: Method
-    allocator: Allocator
-    recoveries: tuple[Recovery, ...]
+    plug_ins: PlugIns
     calibration: Calibration | None
     progress: Progress
     offline: bool
     remarks: list[str] = field(default_factory=list)
 
     @classmethod
-    def load(cls, recipe: Recipe, folder: Path, progress: Progress, offline: bool) -> "Job":
-        """Import the plug-ins, open the model in its folder, and draw the calibration set if one of them needs it."""
-        method, allocator = recipes.method(recipe), recipes.allocator(recipe)
-        recoveries = recipes.recoveries(recipe)
-        _refuse(recipe, method, allocator, recoveries)
+    def load(cls, recipe: Recipe, plug_ins: PlugIns, folder: Path, progress: Progress, offline: bool) -> "Job":
+        """Open the model in its folder, and draw the calibration set if a plug-in needs one."""
         model, tokenizer = open_model(
             str(folder),
             device=recipe.compute.device,
@@ -74,12 +68,9 @@ class Job:
             trust_remote_code=recipe.trust_remote_code,
         )
         if selection := Selection(recipe.targets, recipe.ignore):
-            every, model = len(model.linears()), model.targeting(selection)
-            progress.note(f"{len(model.linears())} of {every} linears are pruned, and the ratio counts these only")
-        calibration = None
-        if any(plugin.needs.calibration for plugin in (method, allocator, *recoveries)):
-            calibration = _calibrate(recipe, model, tokenizer, progress, offline)
-        return cls(recipe, model, tokenizer, method, allocator, recoveries, calibration, progress, offline)
+            model = model.targeting(selection)
+        calibration = _calibrate(recipe, model, tokenizer, progress, offline) if plug_ins.calibrated else None
+        return cls(recipe, model, tokenizer, plug_ins, calibration, progress, offline)
 
     @cached_property
     def source(self) -> dict[str, str]:
@@ -94,7 +85,7 @@ class Job:
         recipe, ids = self.recipe, None if self.calibration is None else self.calibration.ids
         return Context(
             model=self.model.with_edits(edits),
-            ratio=recipe.sparsity if self.method.needs.ratio else 0.0,
+            ratio=recipe.sparsity if self.plug_ins.method.needs.ratio else 0.0,
             probe=probe_ids(ids, self.model),
             method=recipe.method,
             pattern=Pattern.parse(recipe.pattern),
@@ -111,10 +102,16 @@ class Job:
 
     def plan(self, ctx: Context) -> PrunePlan:
         """Share out the sparsity and let the method decide; the plan carries recipe and source along."""
-        if self.method.needs.budget or (self.method.needs.widths and not self.allocator.uniform):
-            ctx.budget = self.allocator.allocate(ctx.restricted(self.allocator.needs), ctx.ratio)
+        if self.model.selection:
+            every = sum(len(block.linears) for block in find_blocks(self.model.skeleton)[2])
+            chosen = f"{len(self.model.linears())} of {every} linears are pruned"
+            ctx.note(f"{chosen} (targets, ignore), and the ratio counts these only")
+        if self.plug_ins.method.needs.budget or (
+            self.plug_ins.method.needs.widths and not self.plug_ins.allocator.uniform
+        ):
+            ctx.budget = self.plug_ins.allocator.allocate(ctx.restricted(self.plug_ins.allocator.needs), ctx.ratio)
             check_budget(ctx, ctx.budget, ctx.ratio, self.recipe.allocator)
-        plan = self.method.plan(ctx.restricted(self.method.needs))
+        plan = self.plug_ins.method.plan(ctx.restricted(self.plug_ins.method.needs))
         return plan.model_copy(
             update={
                 "notes": tuple(ctx.notes),
@@ -130,13 +127,6 @@ class Job:
         self.remarks.append(text)
         self.progress.note(text)
 
-    @cached_property
-    def plug_ins(self) -> dict[str, str]:
-        """Which distribution, in which version, brought each plug-in of the run."""
-        plugins = [registry.find(self.recipe.method, "method"), registry.find(self.recipe.allocator, "allocator")]
-        plugins += [registry.find(one.method, "recovery") for one in self.recipe.recover]
-        return {plugin.name: f"{plugin.distribution} {plugin.version}".strip() for plugin in plugins}
-
     def signature(self, plan: PrunePlan | None = None) -> dict[str, Any]:
         """All that the finished blocks depend on; an interrupted run goes on only under the same one.
 
@@ -151,31 +141,9 @@ class Job:
             "batch_size": recipe["calibration"]["batch_size"],
             "device": self.model.device.type,  # which of several cards does not matter
             "dtype": str(self.model.dtype),
-            "plug_ins": self.plug_ins,
+            "plug_ins": self.plug_ins.origins,
             "versions": versions(),
         }
-
-
-def _refuse(recipe: Recipe, method: Method, allocator: Allocator, recoveries: tuple[Recovery, ...]) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    recipes.refuse_needless_allocator(recipe, method.needs.budget, method.needs.widths)
-    if not allocator.uniform:
-        refuse_unequal(Pattern.parse(recipe.pattern), recipe.allocator)
-    recipes.refuse_needless_protection(recipe, method.needs.blocks)
-    recipes.refuse_needless_layout(recipe, method.needs.widths)
-    recipes.refuse_needless_selection(recipe, method.needs.budget)
-    alone = [plugin.name for plugin in (method, *recoveries) if not plugin.needs.processes]
-    if distributed.started() > 1 and alone:
-        raise UsageError(
-            f"{alone[0]} works in one process, and {distributed.started()} were started",
-            hint="start it without torchrun or accelerate launch",
-        )
-    if not method.needs.ratio and recipe.ratio is not None:
-        raise UsageError(
-            f"{recipe.method} is told what to remove, so a ratio means nothing to it", hint="leave --ratio out"
-        )
-    if not method.needs.budget and recipe.pattern != "unstructured":
-        raise UsageError(f"{recipe.method} prunes no single weights, so pattern {recipe.pattern} means nothing to it")
 
 
 def _calibrate(

@@ -36,6 +36,7 @@ from prunekit.recipe.limits import Measured, refuse_unmeasurable
 from prunekit.recipe.recipe import Recipe, amount
 from prunekit.run.job import Job
 from prunekit.run.outcome import Outcome
+from prunekit.run.plug_ins import PlugIns
 from prunekit.run.quick_perplexity import QuickPerplexity
 from prunekit.run.ranks import agreed_plan, together
 from prunekit.run.stages import run_stages
@@ -82,9 +83,10 @@ def prune(
     """
     started = time.perf_counter()
     refuse_gates(recipe, recipe.evaluation.quick)
+    plug_ins = PlugIns.of(recipe)
     staging, folder = _reserved(output or default_output(recipe), recipe, options)
     with staging:
-        job = Job.load(recipe, folder, progress or Silent(), options.offline)
+        job = Job.load(recipe, plug_ins, folder, progress or Silent(), options.offline)
         quick = _measuring(job, options)
         if source is not None:
             _refuse_other_files(source, job, "the manifest", "name its model: prunekit prune MODEL --from")
@@ -95,7 +97,8 @@ def prune(
 
 def make_plan(recipe: Recipe, *, progress: Progress | None = None, offline: bool = False) -> PrunePlan:
     """Decide what would be done to a model, and touch nothing."""
-    job = Job.load(recipe, locate(_model(recipe), offline=offline), progress or Silent(), offline)
+    plug_ins = PlugIns.of(recipe)
+    job = Job.load(recipe, plug_ins, locate(_model(recipe), offline=offline), progress or Silent(), offline)
     with together(job):
         return agreed_plan(job)
 
@@ -115,9 +118,10 @@ def apply_plan(
         named = f"the plan is one of {plan.method}, and its recipe names the method {recipe.method}"
         raise InputError(named, hint=remake)
     refuse_gates(recipe, recipe.evaluation.quick)
+    plug_ins = PlugIns.of(recipe)
     staging, folder = _reserved(output or default_output(recipe), recipe, options)
     with staging:
-        job = Job.load(recipe, folder, progress or Silent(), options.offline)
+        job = Job.load(recipe, plug_ins, folder, progress or Silent(), options.offline)
         _refuse_other_files(plan.source, job, "the plan", remake)
         quick = _measuring(job, options)
         plan = _checked(job, plan)
@@ -168,7 +172,7 @@ def _planned(job: Job, staging: Staging) -> PrunePlan:
 
 def _checked(job: Job, plan: PrunePlan) -> PrunePlan:
     """A plan that was given, with the recipe of this run and the ratio that its actions amount to."""
-    if job.method.needs.budget:
+    if job.plug_ins.method.needs.budget:
         check_plan(job.model, plan)
     ratio = planned_ratio(job.model, plan)
     if not 0 < ratio < 1:
@@ -191,7 +195,7 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, quick: QuickPerplexi
         source=Source.of(job.recipe.model or "", job.model.checkpoint.folder, plan.source),
         recipe=plan.recipe,
         plan=plan,
-        plug_ins=job.plug_ins,
+        plug_ins=job.plug_ins.origins,
         computed=computed_on(job.model.device, job.model.dtype),
         calibration=job.calibration and job.calibration.record(),
         stages=tuple(stages),

@@ -16,12 +16,14 @@ from prunekit.plan import PrunePlan
 from prunekit.progress import Silent
 from prunekit.recipe.recipe import Recipe
 from prunekit.run.job import Job
+from prunekit.run.plug_ins import PlugIns
 from prunekit.run.stages import run_stages
 
 
 def follow(recipe: Recipe, *, apply: bool = True, offline: bool = False) -> None:
     """Take part in the run of the first process, up to the plan or until all stages are done."""
-    job = Job.load(recipe, locate(recipe.model or "", offline=offline), Silent(), offline)
+    plug_ins = PlugIns.of(recipe)
+    job = Job.load(recipe, plug_ins, locate(recipe.model or "", offline=offline), Silent(), offline)
     with together(job):
         plan = agreed_plan(job)
         if apply:

@@ -33,15 +33,15 @@ def run_stages(job: Job, plan: PrunePlan, staging: Staging | None = None) -> tup
     else:
         ctx.model = plan.applied_to(ctx.model)
     records = [StageRecord(kind="prune", name=plan.method, options=job.recipe.options, notes=tuple(ctx.notes))]
-    for number, recovery in enumerate(job.recoveries, start=1):
+    for number, recovery in enumerate(job.plug_ins.recoveries, start=1):
         ctx, record = _recovered(job, ctx, recovery, staging.stage(number) if staging else None)
         records.append(record)
     return ctx, records
 
 
 def _prune(job: Job, ctx: Context, plan: PrunePlan) -> None:
-    given = ctx.restricted(job.method.needs)
-    carry_out(job.method, given, plan)
+    given = ctx.restricted(job.plug_ins.method.needs)
+    carry_out(job.plug_ins.method, given, plan)
     ctx.model = given.model
     _finish(ctx)
 

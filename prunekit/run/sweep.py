@@ -35,6 +35,7 @@ from prunekit.recipe.grid import Cell
 from prunekit.recipe.recipe import Recipe
 from prunekit.run import pipeline
 from prunekit.run.job import Job
+from prunekit.run.plug_ins import PlugIns
 from prunekit.run.quick_perplexity import QuickPerplexity
 from prunekit.run.workers import run_all
 
@@ -178,8 +179,8 @@ def _prepare(
     remembers the identity of models, which takes a whole reading of their files.
     """
     try:
-        folder = locate(str(cell.recipe.model), offline=options.offline)
-        job = Job.load(cell.recipe, folder, Silent(), options.offline)
+        plug_ins, folder = PlugIns.of(cell.recipe), locate(str(cell.recipe.model), offline=options.offline)
+        job = Job.load(cell.recipe, plug_ins, folder, Silent(), options.offline)
         job.source = sources[folder] = sources.get(folder) or job.source
         if _is_kept(cell, job, options):
             return "kept"
@@ -221,7 +222,7 @@ def _differing(job: Job, folder: Path) -> dict[str, str]:
         "source": job.source,
         "recipe": portable(job.recipe.model_dump(mode="json")) | {"model": source.spec, "gates": None},
         "calibration": job.calibration and job.calibration.sha256,
-        "plug_ins": job.plug_ins,
+        "plug_ins": job.plug_ins.origins,
         "versions": Manifest.installed(),
     }
     then = {

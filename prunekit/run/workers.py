@@ -17,14 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from prunekit.errors import PrunekitError, ResourceError
-
-QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONWARNINGS": "ignore",
-}
+from prunekit.quiet import QUIET
 
 
 def run_all(function: str, orders: Mapping[str, Any], jobs: int) -> Iterator[tuple[str, Any]]:

@@ -126,6 +126,7 @@ def test_what_cannot_be_timed_is_refused_before_the_work(tiny_llama: Model) -> N
         SpeedOptions(rounds=5, prompt_tokens=8).refuse_senseless([checkpoint], False)
 
 
+@pytest.mark.fresh
 def test_peak_memory_is_that_of_a_process_of_its_own(tiny_llama: Model) -> None:
     wide = tiny_llama(name="wide", hidden_size=512, intermediate_size=2048, vocab_size=8000)
     size = sum(path.stat().st_size for path in wide.glob("*.safetensors"))

@@ -90,7 +90,7 @@ def test_a_missing_or_foreign_manifest_is_an_input_error(tmp_path: Path) -> None
     with pytest.raises(InputError, match="cannot read") as missing:
         Manifest.read(tmp_path)
     assert missing.value.hint == "give a folder that prunekit wrote"
-    (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": 2}))
+    (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": 0}))
     with pytest.raises(InputError, match="is not a prunekit manifest: schema_version"):
         Manifest.read(tmp_path)
 

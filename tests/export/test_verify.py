@@ -308,6 +308,7 @@ def test_free_memory_respects_the_limit_of_the_container(tmp_path: Path, monkeyp
     assert free_memory(CPU) > unlimited / 2
 
 
+@pytest.mark.fresh
 def test_a_fresh_process_verifies_a_folder_and_answers_with_one_object(folder: Path) -> None:
     found = verify(folder, folder.parent / "probe.safetensors", device="cpu")
     assert found.passed
@@ -315,7 +316,9 @@ def test_a_fresh_process_verifies_a_folder_and_answers_with_one_object(folder: P
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, code: int, stdout: str = "", stderr: str = "") -> None:
-    monkeypatch.setattr(verifying, "_run", lambda words: subprocess.CompletedProcess(words, code, stdout, stderr))
+    monkeypatch.setattr(
+        verifying.launch, "run_module", lambda _, words: subprocess.CompletedProcess(words, code, stdout, stderr)
+    )
 
 
 def test_a_failed_check_is_an_error_that_names_it(

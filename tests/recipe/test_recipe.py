@@ -8,7 +8,9 @@ from prunekit.errors import UsageError
 from prunekit.plan import PrunePlan
 from prunekit.recipe import recipe as recipes
 from prunekit.recipe import registry
-from prunekit.recipe.recipe import Recipe, leaves, refuse_needless_allocator, value_at
+from prunekit.recipe.meaning import refuse_idle
+from prunekit.recipe.options import OPTIONS
+from prunekit.recipe.recipe import Recipe, leaves, value_at
 
 
 class Lottery(Method):
@@ -127,6 +129,20 @@ def test_an_option_that_does_not_fit_is_named(options: dict[str, Any], said: str
 
 def test_an_allocator_is_refused_for_a_method_that_takes_no_budget() -> None:
     with pytest.raises(UsageError, match="takes no budget"):
-        refuse_needless_allocator(Recipe(method="shortgpt", allocator="owl"), needs_budget=False)
-    refuse_needless_allocator(Recipe(method="shortgpt"), needs_budget=False)
-    refuse_needless_allocator(Recipe(method="wanda", allocator="owl"), needs_budget=True)
+        refuse_idle(Recipe(method="shortgpt", allocator="owl"), Needs())
+    refuse_idle(Recipe(method="shortgpt"), Needs())
+    refuse_idle(Recipe(method="wanda", allocator="owl"), Needs(budget=True))
+
+
+def test_the_choices_and_defaults_of_the_command_line_are_those_of_the_recipe() -> None:
+    schema = Recipe.model_json_schema()
+    for name, option in OPTIONS.items():
+        for path in option.paths:
+            field: Any = schema
+            for part in path.split("."):
+                parent = field if "properties" in field else schema["$defs"][field["$ref"].rpartition("/")[2]]
+                field = parent["properties"][part]
+            if "enum" in field:
+                assert tuple(option.choices) == tuple(field["enum"]), name
+            elif option.choices:
+                assert field.get("type") == "string" or {"type": "string"} in field["anyOf"], name

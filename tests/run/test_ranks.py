@@ -14,10 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from prunekit import distributed
+from prunekit import distributed, launch
 from prunekit.cli.app import app
 from prunekit.errors import InputError, UsageError
-from prunekit.export import verify
 from prunekit.model.device import choose_device
 from prunekit.run import ranks
 from prunekit.text.local import read_stdin
@@ -180,12 +179,13 @@ def test_several_processes_cannot_all_read_standard_input() -> None:
 
 
 @pytest.mark.usefixtures("second")
+@pytest.mark.fresh
 def test_the_process_that_verifies_knows_of_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, str] = {}
     monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setattr(subprocess, "run", lambda *_, env, **__: seen.update(env))
-    verify._run(["folder"])
+    launch.run_module("prunekit.export.verify", ["folder"])
     assert seen.keys() >= {"PATH"} and not seen.keys() & {*LAUNCHED, "MASTER_PORT", "TORCHELASTIC_RUN_ID"}
 
 

@@ -5,13 +5,15 @@ its own streams, and it can be killed. To hit an exact moment it can send itself
 of the disk (a rename, a sync, a deletion), which leaves on the disk what any kill at that moment leaves.
 """
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +54,30 @@ class Server:
         self.start(*words, cwd=cwd, at=at, number=number)
         return self.wait()
 
-    def start(self, *words: object, cwd: Path, at: int | None = None, number: int = signal.SIGKILL) -> int:
-        """Begin to run `prunekit`, one at a time; the id of its process."""
+    def start(
+        self,
+        *words: object,
+        cwd: Path,
+        at: int | None = None,
+        number: int = signal.SIGKILL,
+        module: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        """Begin to run `prunekit`, or another module, one at a time; the id of its process."""
         assert self.process.stdin is not None and self.process.stdout is not None
         order = {"words": [str(word) for word in words], "cwd": str(cwd), "at": at, "number": int(number)}
+        order |= {"module": module, "env": None if env is None else dict(env)}
         print(json.dumps(order | {"folder": str(self.folder)}), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
+
+    def run_module(self, module: str, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """What `launch.run_module` does, in a child that has imported what it needs already."""
+        from prunekit import distributed
+        from prunekit.quiet import OFFLINE, QUIET
+
+        self.start(*words, cwd=Path.cwd(), module=module, env=distributed.environment() | QUIET | OFFLINE)
+        ended = self.wait()
+        return subprocess.CompletedProcess([module, *words], ended.code, ended.stdout, ended.stderr)
 
     def wait(self) -> Ended:
         """The end of what was started."""
@@ -76,6 +96,8 @@ def serve() -> None:
     import rich.table  # noqa: F401
 
     from prunekit.cli import app, progress  # noqa: F401
+    from prunekit.evaluate import memory  # noqa: F401
+    from prunekit.export import verify  # noqa: F401
     from prunekit.model.checkpoint import Checkpoint
     from prunekit.model.prunable import PrunableModel
     from prunekit.recipe import (
@@ -107,8 +129,14 @@ def _obey(order: dict[str, Any]) -> int:
     _watch(_open(order, "changes"), order["at"], order["number"])
     os.chdir(order["cwd"])
     sys.argv = ["prunekit", *order["words"]]
+    if order["env"] is not None:
+        os.environ.clear()
+        os.environ.update(order["env"])
+        sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore" if os.environ.get("PYTHONWARNINGS") == "ignore" else "default")
     try:
-        main()
+        return importlib.import_module(order["module"]).main() or 0 if order["module"] else main() or 0
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
     except BaseException:
