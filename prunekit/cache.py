@@ -1,20 +1,20 @@
-"""Token ids kept from run to run, a safetensors file each, named by a hash of everything that decides them.
+"""Tensors that took long to compute, kept from run to run: a safetensors file each, named by what decides its content.
 
-A cache never fails a run: a file that cannot be read or was damaged counts as absent, one that cannot be
-written is not written. Files appear whole (temporary file, then rename), so runs may share a cache.
+A cache never fails a run: a file that cannot be read or was damaged counts as absent, one that cannot be written is not
+written. Files appear whole (temporary file, then rename), so runs may share a cache.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 
 
@@ -22,51 +22,50 @@ def folder() -> Path:
     """`PRUNEKIT_CACHE`, else `prunekit` in the platform's cache folder (Linux: XDG_CACHE_HOME, ~/.cache)."""
     if chosen := os.environ.get("PRUNEKIT_CACHE"):
         return Path(chosen).expanduser()
-    return _platform_folder() / "prunekit"
+    return user_cache_path("prunekit", appauthor=False)
 
 
-def _platform_folder() -> Path:
-    home = Path(os.path.expanduser("~"))
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    xdg = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(xdg) if os.path.isabs(xdg) else home / ".cache"
+def entry(kind: str, **parts: object) -> Path:
+    """The file of an entry of a kind, named by a hash of everything that decides its content."""
+    return folder() / kind / f"{key(**parts)}.safetensors"
 
 
 def key(**parts: object) -> str:
-    """The name of an entry: a hash of everything that decides its content."""
+    """sha256 of everything that decides the content of an entry, given as JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def digest(ids: Tensor) -> str:
+def ids_digest(ids: Tensor) -> str:
     """sha256 of token ids as little-endian int64, in order; the same on every machine."""
     return hashlib.sha256(ids.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
+def digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes, then of its dtype and shape."""
+    content = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    name = f"{tensor.dtype} {tuple(tensor.shape)}"
+    return hashlib.sha256(content.data).hexdigest() + hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
 def read(path: Path) -> tuple[Tensor, dict[str, Any]] | None:
-    """The token ids of an entry and what was kept with them; None when there is no sound entry."""
+    """The tensor of an entry and what was kept with it; None if there is no sound entry."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            ids, metadata = file.get_tensor("ids"), file.metadata() or {}
+            tensor, metadata = file.get_tensor("tensor"), file.metadata() or {}
         kept = json.loads(metadata.get("kept", ""))
     except (OSError, SafetensorError, ValueError):
         return None
-    return (ids, kept) if metadata.get("seal") == _seal(ids, kept) else None
+    return (tensor, kept) if metadata.get("seal") == _seal(tensor, kept) else None
 
 
-def write(path: Path, ids: Tensor, kept: Mapping[str, Any]) -> None:
-    """Write an entry whole or not at all; `kept` is JSON that comes back with the ids."""
+def write(path: Path, tensor: Tensor, kept: Mapping[str, Any] | None = None) -> None:
+    """Write an entry whole or not at all; `kept` is JSON that is read back with the tensor."""
     from safetensors.torch import save
 
-    write_whole(path, save({"ids": ids.contiguous()}, {"kept": json.dumps(kept), "seal": _seal(ids, kept)}))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all; one that cannot be written is left out."""
+    kept = kept or {}
+    data = save({"tensor": tensor.contiguous()}, {"kept": json.dumps(kept), "seal": _seal(tensor, kept)})
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
@@ -78,5 +77,5 @@ def write_whole(path: Path, data: bytes) -> None:
             os.unlink(name)
 
 
-def _seal(ids: Tensor, kept: Mapping[str, Any]) -> str:
-    return key(ids=digest(ids), shape=list(ids.shape), kept=kept)
+def _seal(tensor: Tensor, kept: Mapping[str, Any]) -> str:
+    return key(tensor=digest(tensor), kept=kept)

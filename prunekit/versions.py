@@ -1,11 +1,17 @@
 """Versions of what computes and writes weights: a result made with others may differ."""
 
-import torch
-import transformers
+from importlib.metadata import version
 
 from prunekit import __version__
 
+LIBRARIES = ("torch", "transformers", "safetensors")
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that compute and write weights, as a manifest records them beside prunekit's own."""
+    return {name: version(name) for name in LIBRARIES}
+
 
 def versions() -> dict[str, str]:
-    """Versions that the bytes of a result may depend on."""
-    return {"prunekit": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    """All versions that the bytes of a result may depend on."""
+    return {"prunekit": __version__, **libraries()}

@@ -24,6 +24,7 @@ from study import Cells, over_seeds, settings_of_a_study
 
 from prunekit.depth.actions import RemoveBlock
 from prunekit.evaluate import side_by_side
+from prunekit.model.loading import Opening
 from prunekit.plan import PrunePlan
 from prunekit.recipe import settings
 from prunekit.recipe.recipe import Recipe
@@ -150,7 +151,7 @@ class Study:
 
     def _measure(self, model: str) -> list[float]:
         texts = side_by_side.Texts(self.texts, windows=self.given.windows)
-        done = side_by_side.evaluate([model], texts=texts, offline=True)
+        done = side_by_side.evaluate([model], side_by_side.Questions(texts=texts, opening=Opening(offline=True)))
         return [float(found.value) for found in done.models[0].perplexity]
 
     def tables(self) -> str:

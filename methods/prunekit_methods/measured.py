@@ -31,9 +31,9 @@ from prunekit.api import (
 )
 from prunekit.weights.budgets import MOST, smoothed
 from prunekit.weights.outliers import less_for_more, outlier_ratios
-from prunekit.weights.sensitivity import SCORES, Laboratory, Score, Trial
+from prunekit.weights.sensitivity import SCORES, Score, Sensitivity, Trial
 
-STEPS = (0.5, 1.0)  # of the way to what the curves promise; harms do not add, so the best is measured
+STEPS = (0.5, 1.0)  # of the way to what the curves promise; losses do not add, so the best is measured
 EPSILON, THRESHOLD, SPREAD = 0.2, 5.0, 0.08  # of AlphaPruning's and OWL's allocations, from which it may begin
 
 Levels = list[float]  # one sparsity per place
@@ -61,7 +61,7 @@ class Measured(Allocator):
     )
 
     def allocate(self, ctx: Context, sparsity: float) -> Budget:
-        lab = Laboratory(ctx, calibration_of(ctx)[: self.samples], self.score_for(ctx.method))
+        lab = Sensitivity(ctx, calibration_of(ctx)[: self.samples], self.score_for(ctx.method))
         starts = dict(beginnings(ctx, sparsity))
         ctx.progress.stage("measuring allocations", len(starts) + self.rounds * (1 + len(STEPS)))
         search = Search(lab, sparsity, self.points, [block.linears for block in ctx.model.kept])
@@ -80,7 +80,7 @@ class Measured(Allocator):
         known: dict[str, Score] = {score: score for score in SCORES}
         return known.get(method, "wanda")
 
-    def _tell(self, lab: Laboratory, tried: dict[str, float], best: float) -> None:
+    def _tell(self, lab: Sensitivity, tried: dict[str, float], best: float) -> None:
         """Leave the losses as evidence, and say what they were and what it took."""
         name = min(tried, key=lambda name: tried[name])
         lab.ctx.evidence["losses"] = tried | {self.name: best}
@@ -97,7 +97,7 @@ class Search:
     `places` are groups of linears that get one sparsity; `points` says how many are tried of each on either side.
     """
 
-    lab: Laboratory
+    lab: Sensitivity
     sparsity: float
     points: int
     places: list[tuple[Linear, ...]]

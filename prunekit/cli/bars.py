@@ -13,12 +13,13 @@ def bar(value: float, largest: float, width: int = 12) -> str:
     return ("█" * whole + EIGHTHS[rest]).rstrip()
 
 
-def columns(values: Sequence[float], gone: Collection[int]) -> str:
-    """One letter per value, as high as its rank among them is; `x` for those that are gone.
+def columns(values: Sequence[float | None], removed: Collection[int]) -> str:
+    """One letter per value, as high as its rank among them; `x` for removed ones, `-` where there is no value.
 
-    Ranks, for one value is often as large as all others together.
+    Ranks are drawn, since one value is often as large as all others together.
     """
-    order = sorted(range(len(values)), key=lambda index: values[index])
-    steps = max(1, len(values) - 1)
-    heights = {index: COLUMNS[place * (len(COLUMNS) - 1) // steps] for place, index in enumerate(order)}
-    return "".join("x" if index in gone else heights[index] for index in range(len(values)))
+    known = {index: value for index, value in enumerate(values) if value is not None}
+    order = sorted(known, key=lambda index: known[index])
+    steps = max(1, len(order) - 1)
+    heights = {index: COLUMNS[rank * (len(COLUMNS) - 1) // steps] for rank, index in enumerate(order)}
+    return "".join("x" if index in removed else heights.get(index, "-") for index in range(len(values)))

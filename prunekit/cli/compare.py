@@ -38,10 +38,10 @@ def compare(run: Run, folders: Folders, baseline: options.Baseline = None) -> No
     places = named(folders)
     asked = questions(run, texts=True)
     if asked.asked:
-        from prunekit.compare.measure import Survey, dense_of
+        from prunekit.compare.measure import Measurement, dense_of
 
-        survey = Survey(places, dense_of(places, baseline), progress=run.screen.progress())
-        known = survey.answers(asked, count=False)
+        measurement = Measurement(places, dense_of(places, baseline), progress=run.screen.progress())
+        known = measurement.answers(asked, count=False)
         run.screen.done()
         found = table_of(places, known.rows, known.baseline)
     else:

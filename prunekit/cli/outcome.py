@@ -48,7 +48,7 @@ def summary(outcome: "Outcome", model: str) -> list[tuple[str, str]]:
 
 
 def importance(outcome: "Outcome") -> str:
-    """A letter for each block of the source, the higher the more it matters, x where it is gone; empty if unknown."""
+    """A letter per block of the source, the higher the more it matters, x where it was removed; empty if unknown."""
     from prunekit.export.manifest import MANIFEST, Manifest
 
     if not (Path(outcome.output) / MANIFEST).is_file():

@@ -5,7 +5,7 @@ What is measured of one run is kept in a folder, if there is one, and not measur
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,15 +14,15 @@ from pydantic import Field
 
 from prunekit import cache
 from prunekit.errors import UsageError
-from prunekit.evaluate.results_cache import Shelf
+from prunekit.evaluate.results_cache import ResultsCache
 from prunekit.evaluate.rows import Row
-from prunekit.evaluate.side_by_side import NO_SET, Texts, evaluate
-from prunekit.evaluate.speed import SpeedOptions
-from prunekit.evaluate.tasks import TaskOptions, Tasks
+from prunekit.evaluate.side_by_side import NO_SET, Questions, Texts, evaluate
+from prunekit.evaluate.tasks import Tasks
 from prunekit.evaluate.timing import flops_of
 from prunekit.export.manifest import MANIFEST, Manifest
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.hub import locate
+from prunekit.model.loading import Opening
 from prunekit.plan import Frozen
 from prunekit.progress import Progress, Silent
 from prunekit.versions import versions
@@ -30,36 +30,18 @@ from prunekit.versions import versions
 TOKENS = 128  # of the prompt whose operations are counted
 
 
-@dataclass(frozen=True)
-class Questions:
-    """What is asked of runs beyond their manifests; nothing by default."""
+def refuse_senseless(questions: Questions, dense: Iterable[str]) -> None:
+    """Raise what would be raised of runs of these dense models once they are measured; a sweep asks before them.
 
-    texts: Texts | None = None
-    tasks: TaskOptions | None = None
-    speed: SpeedOptions | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    offload: str = "memory"
-    offline: bool = False
-    trust_remote_code: bool = False
-
-    @property
-    def asked(self) -> bool:
-        """Whether anything is."""
-        return bool(self.texts or self.tasks or self.speed)
-
-    def refuse_senseless(self, dense: Iterable[str]) -> None:
-        """Raise what would be raised of runs of these dense models once they are measured; a sweep asks before them.
-
-        UsageError for several models, an unknown task, or a text too long for the model; InputError for data that
-        cannot be had.
-        """
-        checkpoint = Checkpoint.open(locate(the_one(dense), offline=self.offline))
-        if self.speed:
-            self.speed.refuse_senseless([checkpoint], self.trust_remote_code)
-        if self.tasks:
-            with TemporaryDirectory(prefix="prunekit-") as place:
-                Tasks.find(self.tasks, Path(place))
+    UsageError for several models, an unknown task, or a text too long for the model; InputError for data that
+    cannot be had.
+    """
+    checkpoint = questions.opening.checkpoint(the_one(dense))
+    if questions.speed:
+        questions.speed.refuse_senseless([checkpoint], questions.opening.trust_remote_code)
+    if questions.tasks:
+        with TemporaryDirectory(prefix="prunekit-") as place:
+            Tasks.find(questions.tasks, Path(place))
 
 
 class Answers(Frozen):
@@ -71,7 +53,7 @@ class Answers(Frozen):
 
 
 @dataclass
-class Survey:
+class Measurement:
     """Runs by name, the dense model of each as it is called here, and where answers are kept."""
 
     folders: Mapping[str, Path]
@@ -84,50 +66,38 @@ class Survey:
         if not self.folders:
             return Answers()
         found = self._measured(questions) if questions.asked else Answers()
-        work = self._work(questions.offline, questions.trust_remote_code) if count else {}
+        work = self._work(questions.opening) if count else {}
         return found.model_copy(update={"work": work})
 
     @cached_property
-    def _shelf(self) -> Shelf:
+    def _results(self) -> ResultsCache:
         """Where figures are kept. A run is known by its manifest, its dense model by the hashes in there."""
         if self.keep is None:
-            return Shelf()
+            return ResultsCache()
         models: dict[str, str] = {}
         for name, folder in self.folders.items():
             models[str(folder)] = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
             models[self.dense[name]] = cache.key(files=dict(Manifest.read(folder).source.files))
-        return Shelf(self.keep, models, versions())
+        return ResultsCache(self.keep, models, versions())
 
     def _measured(self, questions: Questions) -> Answers:
         """The rows of all runs, beside their one dense model; raises UsageError where there are several."""
         dense = the_one(self.dense.values())
         names = {str(folder): name for name, folder in self.folders.items()}
-        rows = evaluate(
-            list(names),
-            baseline=dense,
-            texts=questions.texts or Texts((NO_SET,)),
-            tasks=questions.tasks,
-            speed=questions.speed,
-            device=questions.device,
-            dtype=questions.dtype,
-            offload=questions.offload,
-            offline=questions.offline,
-            trust_remote_code=questions.trust_remote_code,
-            progress=self.progress,
-            shelf=self._shelf,
-        ).models
+        asked = replace(questions, texts=questions.texts or Texts((NO_SET,)))
+        rows = evaluate(list(names), asked, baseline=dense, progress=self.progress, results=self._results).models
         named = {
             names[row.model]: row.model_copy(update={"model": names[row.model]}) for row in rows if not row.baseline
         }
         return Answers(rows=named, baseline=next(row for row in rows if row.baseline))
 
-    def _work(self, offline: bool, trust_remote_code: bool) -> dict[str, float]:
+    def _work(self, opening: Opening) -> dict[str, float]:
         """FLOPs per token of each run, divided by its dense model's; left out where they cannot be counted."""
 
         def flops(spec: str, folder: Path) -> int | None:
-            return flops_of(spec, Checkpoint.open(folder), TOKENS, trust_remote_code, self._shelf)
+            return flops_of(spec, Checkpoint.open(folder), TOKENS, opening.trust_remote_code, self._results)
 
-        dense = {spec: flops(spec, locate(spec, offline=offline)) for spec in set(self.dense.values())}
+        dense = {spec: flops(spec, locate(spec, offline=opening.offline)) for spec in set(self.dense.values())}
         found: dict[str, float] = {}
         for name, folder in self.folders.items():
             before = dense[self.dense[name]]

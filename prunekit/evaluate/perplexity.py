@@ -160,11 +160,11 @@ def _cached_windows(
     """`windows`, remembered: the same text is measured before and after pruning, and for every method."""
     asked = {"window": protocol.window_for(positions), "limit": limit, "bound": text.max_windows}
     identity = {"text": text.identity(), "join": text.separator, "tokenizer": tokenizer_identity(tokenizer)}
-    entry = cache.folder() / "evaluation" / f"{cache.key(version=1, **asked, **identity)}.safetensors"
+    entry = cache.entry("evaluation", version=1, **asked, **identity)
     if found := cache.read(entry):
         return found[0]
     ids = windows(text, tokenizer, protocol, positions, limit)
-    cache.write(entry, ids, {})
+    cache.write(entry, ids)
     return ids
 
 

@@ -22,7 +22,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ResultsCache:
     """A folder of figures, none by default; `models` says by a hash what stands under the name of a model.
 
     `versions` are those of the libraries, on which every figure depends.

@@ -3,8 +3,8 @@
 The result is described in `evaluate.rows`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +14,7 @@ from prunekit.errors import InputError
 from prunekit.evaluate.agreement import Baseline, measure
 from prunekit.evaluate.compiling import refuse_without_compiler
 from prunekit.evaluate.perplexity import Protocol, Windows, cut, find_protocol, read_text
-from prunekit.evaluate.results_cache import Label, Shelf
+from prunekit.evaluate.results_cache import Label, ResultsCache
 from prunekit.evaluate.rows import Accuracy, Count, Evaluation, Perplexity, Row, Size, Speed, compared
 from prunekit.evaluate.speed import Place, SpeedOptions
 from prunekit.evaluate.tasks import TaskOptions, Tasks
@@ -24,13 +24,11 @@ from prunekit.export.manifest import MANIFEST, Manifest
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.device import choose_device, choose_dtype, computed_on
 from prunekit.model.hub import locate
-from prunekit.model.loading import load_tokenizer, open_model
-from prunekit.model.prunable import PrunableModel
+from prunekit.model.loading import Opening
 from prunekit.model.skeleton import load_config
 from prunekit.progress import Progress, Silent
 from prunekit.recipe import settings
 from prunekit.recipe.limits import Gates, Measured, refuse_unmeasurable
-from prunekit.recipe.recipe import ComputeRecipe
 from prunekit.text.calibration import check_vocabulary, default_source
 from prunekit.text.datasets import NAMED
 from prunekit.text.sources import Text
@@ -51,30 +49,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Opener:
-    """How the models of an evaluation are opened, where they compute, who listens, and what is kept of them."""
+    """How the models of an evaluation are opened and where they compute, who listens, and what is kept of them."""
 
-    compute: ComputeRecipe
+    opening: Opening
     device: torch.device
-    offline: bool
-    trust_remote_code: bool
     progress: Progress
-    shelf: Shelf
-
-    def open(self, one: Candidate) -> PrunableModel:
-        """The structure of a model, whose weights are read as they are needed."""
-        model, _ = open_model(
-            str(one.checkpoint.folder),
-            device=self.compute.device,
-            dtype=self.compute.dtype,
-            offline=True,
-            trust_remote_code=self.trust_remote_code,
-        )
-        return model
+    results: ResultsCache
 
     def place(self, one: Candidate) -> Place:
         """Where a model computes when it is loaded whole."""
-        dtype = choose_dtype(self.compute.dtype, self.device, one.checkpoint)
-        return Place(self.device, dtype, self.trust_remote_code)
+        dtype = choose_dtype(self.opening.dtype, self.device, one.checkpoint)
+        return Place(self.device, dtype, self.opening.trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -87,21 +72,30 @@ class Texts:
     windows: int | None = None
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of models, how they are opened, and where hidden states wait (`memory` or `disk`)."""
+
+    texts: Texts | None = None
+    tasks: TaskOptions | None = None
+    speed: SpeedOptions | None = None
+    gates: Gates = field(default_factory=Gates)
+    opening: Opening = field(default_factory=Opening)
+    offload: str = "memory"
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is."""
+        return bool(self.texts or self.tasks or self.speed)
+
+
 def evaluate(
     models: Sequence[str],
+    questions: Questions | None = None,
     *,
     baseline: str | None = None,
-    texts: Texts | None = None,
-    tasks: TaskOptions | None = None,
-    speed: SpeedOptions | None = None,
-    gates: Gates | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    offload: str = "memory",
-    offline: bool = False,
-    trust_remote_code: bool = False,
     progress: Progress | None = None,
-    shelf: Shelf | None = None,
+    results: ResultsCache | None = None,
 ) -> Evaluation:
     """One row per model, the baseline first, and the verdict on every gate.
 
@@ -110,33 +104,44 @@ def evaluate(
     baseline does. With `offload` disk, hidden states wait in the system's folder for temporary files. A baseline that
     is the only model is measured a second time as a model, so that it is compared with itself.
     """
-    compute = settings.compute(device=device, dtype=dtype, offload=offload)
-    texts, gates = texts or Texts(), gates or Gates()
-    device_used, listener = choose_device(compute.device), progress or Silent()
-    opener = Opener(compute, device_used, offline, trust_remote_code, listener, shelf or Shelf())
-    with TemporaryDirectory(prefix="prunekit-", ignore_cleanup_errors=True) as place:
-        others = [spec for spec in dict.fromkeys(models) if spec != baseline] or list(models[:1])
-        sets, cutting = _sets(texts.sets, others[0], offline), find_protocol(texts.protocol)
-        measured = Measured(bool(sets), baseline is not None, bool(sets), (), speed is not None, HOW)
-        refuse_unmeasurable(gates, replace(measured, tasks=None if tasks else ()))
-        loaded = [read_text(name, column=texts.column, offline=offline, progress=opener.progress) for name in sets]
+    questions = questions or Questions()
+    opening, speed = questions.opening, questions.speed
+    settings.compute(device=opening.device, dtype=opening.dtype, offload=questions.offload)
+    opener = Opener(opening, choose_device(opening.device), progress or Silent(), results or ResultsCache())
+    with TemporaryDirectory(prefix="prunekit-", ignore_cleanup_errors=True) as name:
+        place, others = Path(name), [spec for spec in dict.fromkeys(models) if spec != baseline] or list(models[:1])
         specs = [*([(baseline, True)] if baseline else []), *((spec, False) for spec in others)]
-        found = [_find(spec, first, loaded, cutting, texts.windows, opener) for spec, first in specs]
+        found = _found(specs, others[0], questions, opener)
         if speed:
-            speed.refuse_senseless([one.checkpoint for one in found], trust_remote_code)
+            speed.refuse_senseless([one.checkpoint for one in found], opening.trust_remote_code)
             if speed.compile:
                 refuse_without_compiler(opener.device)
-        asked = Tasks.find(tasks, Path(place)) if tasks else None
-        refuse_unmeasurable(gates, replace(measured, tasks=asked.names if asked else ()))
-        rows = _measured(found, asked, speed, opener, Path(place))
-    return Evaluation(models=rows, gates=judge(gates, rows))
+        asked = Tasks.find(questions.tasks, place) if questions.tasks else None
+        _refuse_gates(questions, baseline, bool(found[0].windows), asked.names if asked else ())
+        hidden = place / "hidden" if questions.offload == "disk" else None
+        rows = _measured(found, asked, speed, opener, hidden)
+    return Evaluation(models=rows, gates=judge(questions.gates, rows))
+
+
+def _found(specs: Sequence[tuple[str, bool]], first: str, questions: Questions, opener: Opener) -> list[Candidate]:
+    """The models with the windows of every text; refuses gates that cannot be measured before texts are read."""
+    texts, offline = questions.texts or Texts(), questions.opening.offline
+    sets, cutting = _sets(texts.sets, first, offline), find_protocol(texts.protocol)
+    _refuse_gates(questions, specs[0][0] if specs[0][1] else None, bool(sets), None if questions.tasks else ())
+    loaded = [read_text(name, column=texts.column, offline=offline, progress=opener.progress) for name in sets]
+    return [_find(spec, dense, loaded, cutting, texts.windows, opener) for spec, dense in specs]
+
+
+def _refuse_gates(questions: Questions, baseline: str | None, texts: bool, tasks: Collection[str] | None) -> None:
+    measured = Measured(texts, baseline is not None, texts, tasks, questions.speed is not None, HOW)
+    refuse_unmeasurable(questions.gates, measured)
 
 
 def _measured(
-    found: Sequence[Candidate], tasks: Tasks | None, speed: SpeedOptions | None, opener: Opener, place: Path
+    found: Sequence[Candidate], tasks: Tasks | None, speed: SpeedOptions | None, opener: Opener, hidden: Path | None
 ) -> tuple[Row, ...]:
     """All figures of all models, with their ratios."""
-    figures = _perplexities(found, opener, place / "hidden" if opener.compute.offload == "disk" else None)
+    figures = _perplexities(found, opener, hidden)
     scores = [_scores(one, tasks, opener) if tasks else () for one in found]
     speeds = _speeds(found, speed, opener) if speed else [None] * len(found)
     rows = [
@@ -166,14 +171,14 @@ def _scores(one: Candidate, tasks: Tasks, opener: Opener) -> tuple[Accuracy, ...
         )
 
     depends = {"tasks": tasks.identity, "where": computed_on(where.device, where.dtype)}
-    return opener.shelf.figure(Label("tasks", (one.spec,), depends), tuple[Accuracy, ...], measure)
+    return opener.results.figure(Label("tasks", (one.spec,), depends), tuple[Accuracy, ...], measure)
 
 
 def _speeds(found: Sequence[Candidate], options: SpeedOptions, opener: Opener) -> list[Speed]:
     """Speed and memory of every model, the baseline's first."""
     subjects = [Subject(one.spec, one.checkpoint, opener.place(one)) for one in found]
     dense = subjects.pop(0) if found[0].is_baseline else None
-    return Sessions(dense, options, opener.shelf, opener.progress).speeds(subjects)
+    return Sessions(dense, options, opener.results, opener.progress).speeds(subjects)
 
 
 def _sets(asked: Sequence[str], spec: str, offline: bool) -> list[str]:
@@ -205,11 +210,11 @@ def _find(
     spec: str, is_baseline: bool, texts: Sequence[Text], protocol: Protocol, limit: int | None, opener: Opener
 ) -> Candidate:
     """One model, and the windows of every text for it; none of its weights is read."""
-    checkpoint = Checkpoint.open(locate(spec, offline=opener.offline))
+    checkpoint = opener.opening.checkpoint(spec)
     if not texts:
         return Candidate(spec, is_baseline, checkpoint, ())
-    config = load_config(checkpoint, opener.trust_remote_code)
-    tokenizer = load_tokenizer(checkpoint, opener.trust_remote_code)
+    config = load_config(checkpoint, opener.opening.trust_remote_code)
+    tokenizer = opener.opening.tokenizer(checkpoint)
     if tokenizer is None:
         raise InputError(f"{spec} has no tokenizer", hint="copy the tokenizer's files into the folder")
     windows = tuple(cut(text, config, tokenizer, protocol, limit) for text in texts)
@@ -229,7 +234,7 @@ def _on_one_text(found: Sequence[Candidate], number: int, opener: Opener, hidden
     figures: list[Perplexity] = []
     dense = None
     for one in found:
-        model, windows = opener.open(one), one.windows[number]
+        model, windows = opener.opening.of(one.checkpoint), one.windows[number]
         if one.is_baseline:
             dense = Baseline(model, windows, opener.progress, hidden and hidden / "baseline")
             figures.append(dense.measure())

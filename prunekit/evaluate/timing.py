@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 
 from prunekit.evaluate.memory import peak_memory
-from prunekit.evaluate.results_cache import Label, Shelf
+from prunekit.evaluate.results_cache import Label, ResultsCache
 from prunekit.evaluate.rows import Speed
 from prunekit.evaluate.speed import Place, Round, Runner, SpeedOptions, beside, flops_per_token, summary, timed
 from prunekit.formatting import listed
@@ -39,7 +39,7 @@ class Sessions:
 
     dense: Subject | None
     options: SpeedOptions
-    shelf: Shelf = field(default_factory=Shelf)
+    results: ResultsCache = field(default_factory=ResultsCache)
     progress: Progress = field(default_factory=Silent)
 
     def speeds(self, models: Sequence[Subject]) -> list[Speed]:
@@ -47,7 +47,7 @@ class Sessions:
         everybody = [self.dense, *models] if self.dense else models
         self.progress.stage("memory", len(everybody))
         counted = {one.spec: self._counted(one) for one in everybody}
-        if kept := [one.spec for one in models if self.shelf.holds(self._label(one))]:
+        if kept := [one.spec for one in models if self.results.holds(self._label(one))]:
             self.progress.note(f"timed before, and kept: {listed(kept)}")
         sessions = [self._session(one) for one in models]
         found = [
@@ -62,14 +62,16 @@ class Sessions:
 
     def _counted(self, one: Subject) -> dict[str, int | None]:
         """What takes no clock: operations, and the peak of memory."""
-        flops = flops_of(one.spec, one.checkpoint, self.options.prompt_tokens, one.place.trust_remote_code, self.shelf)
+        flops = flops_of(
+            one.spec, one.checkpoint, self.options.prompt_tokens, one.place.trust_remote_code, self.results
+        )
         label = Label("memory", (one.spec,), self._depends(one) | {"rounds": None, "compile": None})
-        peak = self.shelf.figure(label, int, lambda: peak_memory(one.checkpoint.folder, self.options, one.place))
+        peak = self.results.figure(label, int, lambda: peak_memory(one.checkpoint.folder, self.options, one.place))
         self.progress.step(one.spec)
         return {"flops": flops, "peak": peak}
 
     def _session(self, one: Subject) -> Session:
-        return self.shelf.figure(self._label(one), Session, lambda: self._timed(one))
+        return self.results.figure(self._label(one), Session, lambda: self._timed(one))
 
     def _timed(self, one: Subject) -> Session:
         torch.compiler.reset()  # what a former session compiled counts towards a limit; the warm-up compiles anew
@@ -93,7 +95,9 @@ class Sessions:
         return where | asdict(self.options)
 
 
-def flops_of(spec: str, checkpoint: Checkpoint, tokens: int, trust_remote_code: bool, shelf: Shelf) -> int | None:
+def flops_of(
+    spec: str, checkpoint: Checkpoint, tokens: int, trust_remote_code: bool, results: ResultsCache
+) -> int | None:
     """Operations per token of a prompt of so many, counted once."""
     label = Label("work", (spec,), {"tokens": tokens})
-    return shelf.figure(label, int, lambda: flops_per_token(checkpoint, tokens, trust_remote_code))
+    return results.figure(label, int, lambda: flops_per_token(checkpoint, tokens, trust_remote_code))

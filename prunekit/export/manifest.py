@@ -7,7 +7,6 @@ bytes, interrupted or not.
 import json
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, Self
 
@@ -17,10 +16,10 @@ from prunekit import __version__
 from prunekit.errors import InputError
 from prunekit.files import write_atomically
 from prunekit.plan import Frozen, PrunePlan
+from prunekit.versions import libraries
 
 MANIFEST = "prunekit.json"
 SCHEMA_VERSION = 2  # 1, of prunekit 0.1, has no stages
-RECORDED = ("torch", "transformers", "safetensors")
 
 
 class Source(Frozen):
@@ -115,17 +114,12 @@ class Manifest(Frozen):
         plan = plan.model_copy(update={"recipe": settings})
         kept = {key: portable(value) if isinstance(value, dict) else value for key, value in rest.items()}
         return cls(
-            versions=cls.installed(),
+            versions=libraries(),
             source=source,
             recipe=settings,
             plan=plan,
             **kept,
         )
-
-    @staticmethod
-    def installed() -> dict[str, str]:
-        """Versions of the libraries that compute and write weights here."""
-        return {name: version(name) for name in RECORDED}
 
     def to_json(self) -> str:
         """Indented JSON with sorted keys and a final newline."""

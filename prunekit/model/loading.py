@@ -1,5 +1,6 @@
 """Models and tokenizers from a name or a folder; `prunekit.load` is `load`."""
 
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,32 @@ def load(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(checkpoint.folder, **options)
 
 
-def open_model(
-    spec: str,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    offline: bool = False,
-    trust_remote_code: bool = False,
-) -> tuple[PrunableModel, PreTrainedTokenizerBase | None]:
-    """A model without its weights, and its tokenizer when the folder has one."""
-    checkpoint = Checkpoint.open(locate(spec, offline=offline))
-    model = PrunableModel.open(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model, load_tokenizer(checkpoint, trust_remote_code)
+@dataclass(frozen=True)
+class Opening:
+    """How models are opened: where and in which dtype they compute, and what is allowed meanwhile."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+    trust_remote_code: bool = False
+
+    def model(self, folder: Path) -> PrunableModel:
+        """The model of a folder, without its weights."""
+        return self.of(Checkpoint.open(folder))
+
+    def of(self, checkpoint: Checkpoint) -> PrunableModel:
+        """The model of a checkpoint, without its weights."""
+        return PrunableModel.open(
+            checkpoint, device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+        )
+
+    def checkpoint(self, spec: str) -> Checkpoint:
+        """The files of a model named as `locate` takes it."""
+        return Checkpoint.open(locate(spec, offline=self.offline))
+
+    def tokenizer(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of a model folder, or None if it has none."""
+        return load_tokenizer(checkpoint, self.trust_remote_code)
 
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:

@@ -14,7 +14,7 @@ from prunekit.contract import Context
 from prunekit.depth.removal import protected_blocks
 from prunekit.errors import InputError
 from prunekit.model.edits import Edits
-from prunekit.model.loading import open_model
+from prunekit.model.loading import Opening
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.selection import Selection
 from prunekit.model.structure import find_blocks
@@ -60,13 +60,9 @@ class Job:
     @classmethod
     def load(cls, recipe: Recipe, plug_ins: PlugIns, folder: Path, progress: Progress, offline: bool) -> "Job":
         """Open the model in its folder, and draw the calibration set if a plug-in needs one."""
-        model, tokenizer = open_model(
-            str(folder),
-            device=recipe.compute.device,
-            dtype=recipe.compute.dtype,
-            offline=offline,
-            trust_remote_code=recipe.trust_remote_code,
-        )
+        opening = Opening(recipe.compute.device, recipe.compute.dtype, offline, recipe.trust_remote_code)
+        model = opening.model(folder)
+        tokenizer = opening.tokenizer(model.checkpoint)
         if selection := Selection(recipe.targets, recipe.ignore):
             model = model.targeting(selection)
         calibration = _calibrate(recipe, model, tokenizer, progress, offline) if plug_ins.calibrated else None

@@ -51,7 +51,7 @@ class QuickPerplexity:
         """The dense model's perplexity from a file of the folder, which is written if it is missing."""
         model = self.job.model
         depends = {"dtype": str(model.dtype), "device": model.device.type, "versions": versions()}
-        ids = [*windows.ids.shape, cache.digest(windows.ids)]
+        ids = [*windows.ids.shape, cache.ids_digest(windows.ids)]
         key = cache.key(source=self.job.source, ids=ids, join=windows.join, **depends)
         path = folder / f"{windows.protocol}-{key[:16]}.json"
         if path.is_file():

@@ -11,7 +11,8 @@ from prunekit.export.folder import measure
 from prunekit.export.manifest import Manifest
 from prunekit.export.staging import Staging
 from prunekit.export.verify import Verification, verify
-from prunekit.model.loading import open_model
+from prunekit.model.hub import locate
+from prunekit.model.loading import Opening
 from prunekit.model.prunable import PrunableModel
 from prunekit.plan import Frozen, Layout
 from prunekit.progress import Progress, Silent
@@ -48,9 +49,8 @@ def relayout(
     Raises InputError for a folder without a manifest, UsageError for a layout that it cannot have or has already.
     """
     manifest, compute, wanted = Manifest.read(run), compute or ComputeRecipe(), export or ExportRecipe()
-    opening: dict[str, Any] = {"device": compute.device, "dtype": compute.dtype, "offline": True}
-    opening["trust_remote_code"] = trust_remote_code
-    model, _ = open_model(str(run), **opening)
+    opening = Opening(compute.device, compute.dtype, True, trust_remote_code)
+    model = opening.model(locate(str(run)))
     rewriting = Rewriting(model, manifest, layout, str(run))
     target = output or Path(f"{run.resolve().name}-{layout}")
     signature = {"layout": layout, "source": model.checkpoint.fingerprint()}
@@ -59,7 +59,7 @@ def relayout(
         (progress or Silent()).stage("recording logits", len(model.blocks))
         staging.edits.write_probe(ids, next(iter(logits(model, ids, progress=progress)))[0])
         rewriting.write(staging.export_dir, wanted.max_shard_size)
-        written, _ = open_model(str(staging.export_dir), **opening)
+        written = opening.model(staging.export_dir)
         _rewritten(manifest, layout, rewriting.widths, written).write(staging.export_dir)
         found = None if wanted.verify == "off" else _verified(staging, wanted.verify, written, trust_remote_code)
         new = Manifest.read(staging.export_dir)

@@ -21,14 +21,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from prunekit.compare.measure import Questions, Survey
+from prunekit.compare.measure import Measurement, refuse_senseless
 from prunekit.compare.table import Runs, judged, table_of
 from prunekit.errors import PrunekitError, ResourceError, UsageError
 from prunekit.evaluate.rows import Verdict
+from prunekit.evaluate.side_by_side import Questions
 from prunekit.export.manifest import MANIFEST, Manifest, Source, changes, portable
 from prunekit.files import locked, storage_errors, write_atomically
 from prunekit.formatting import plural
 from prunekit.model.hub import locate
+from prunekit.model.loading import Opening
 from prunekit.plan import Frozen
 from prunekit.progress import Progress, Silent
 from prunekit.recipe.grid import Cell
@@ -38,6 +40,7 @@ from prunekit.run.job import Job
 from prunekit.run.plug_ins import PlugIns
 from prunekit.run.quick_perplexity import QuickPerplexity
 from prunekit.run.workers import run_all
+from prunekit.versions import versions
 
 RESULT, DENSE, LOCK, MEASURED = "sweep.json", "dense", "lock", "measured"
 OWN = (RESULT, DENSE, LOCK, MEASURED)
@@ -105,35 +108,42 @@ def sweep(
     """
     _check_output(options.output)
     if questions and questions.asked:
-        questions.refuse_senseless(str(cell.recipe.model) for cell in cells)
+        refuse_senseless(questions, (str(cell.recipe.model) for cell in cells))
     with storage_errors(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
+    listener, asked = progress or Silent(), questions or Questions(opening=Opening(offline=options.offline))
     with locked(options.output / LOCK, options.output):
         _forget(options)
-        sources: dict[Path, dict[str, str]] = {}
-        found = {cell.name: CellResult(name=cell.name, state="kept") for cell in cells}
-        open_cells = []
-        for cell in cells:
-            state = _prepare(cell, options, progress or Silent(), sources, alone=jobs == 1)
-            if state == "open":
-                open_cells.append(cell)
-            elif isinstance(state, PrunekitError):
-                found[cell.name] = _failed(cell.name, state)
-        with _keeping("finished cells"):
-            if kept := len(cells) - len(open_cells) - sum(cell.state == "failed" for cell in found.values()):
-                (progress or Silent()).note(f"{kept} of {plural(len(cells), 'cell')} finished before, and kept")
-            for name, answer in _run(open_cells, options, jobs, progress or Silent()):
-                found[name] = answer
+        found = _run_cells(cells, options, jobs, listener)
         done = {cell.name: options.output / cell.name for cell in cells if found[cell.name].state != "failed"}
         dense = {cell.name: str(cell.recipe.model) for cell in cells if cell.name in done}
-        survey = Survey(done, dense, options.output / MEASURED, progress or Silent())
+        measurement = Measurement(done, dense, options.output / MEASURED, listener)
         with _keeping("cells and what was measured of them"):
-            known = survey.answers(questions or Questions(offline=options.offline), count=True)
+            known = measurement.answers(asked, count=True)
         table = table_of(done, known.rows, known.baseline, known.work)
         limits = {cell.name: cell.recipe.gates for cell in cells}
         gates = tuple(verdict for run in table.runs for verdict in judged(run, limits[run.name]))
         result = Sweep(output=str(options.output), cells=tuple(found.values()), table=table, gates=gates)
         return write(result, options.output)
+
+
+def _run_cells(cells: Sequence[Cell], options: Options, jobs: int, progress: Progress) -> dict[str, CellResult]:
+    """What became of every cell, by name; those that are done are kept."""
+    sources: dict[Path, dict[str, str]] = {}
+    found = {cell.name: CellResult(name=cell.name, state="kept") for cell in cells}
+    unfinished = []
+    for cell in cells:
+        state = _prepare(cell, options, progress, sources, alone=jobs == 1)
+        if state == "open":
+            unfinished.append(cell)
+        elif isinstance(state, PrunekitError):
+            found[cell.name] = _failed(cell.name, state)
+    with _keeping("finished cells"):
+        if kept := len(cells) - len(unfinished) - sum(cell.state == "failed" for cell in found.values()):
+            progress.note(f"{kept} of {plural(len(cells), 'cell')} finished before, and kept")
+        for name, answer in _run(unfinished, options, jobs, progress):
+            found[name] = answer
+    return found
 
 
 @contextmanager
@@ -223,14 +233,14 @@ def _differing(job: Job, folder: Path) -> dict[str, str]:
         "recipe": portable(job.recipe.model_dump(mode="json")) | {"model": source.spec, "gates": None},
         "calibration": job.calibration and job.calibration.sha256,
         "plug_ins": job.plug_ins.origins,
-        "versions": Manifest.installed(),
+        "versions": versions(),
     }
     then = {
         "source": found.source.files,
         "recipe": found.recipe | {"gates": None},
         "calibration": found.calibration and found.calibration["sha256"],
         "plug_ins": found.plug_ins,
-        "versions": found.versions,
+        "versions": {"prunekit": found.prunekit, **found.versions},
     }
     return changes(then, now)
 

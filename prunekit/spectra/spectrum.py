@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from prunekit import cache
 from prunekit.model.device import give_back_memory
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.structure import Linear
 from prunekit.progress import Progress, Silent
-from prunekit.spectra import number_cache
 from prunekit.spectra.eigenvalues import lower_gram, of_gram, windowed_eigenvalues
 from prunekit.spectra.power_law import EXPONENTS, LowerBound, Metric, measure
 
@@ -67,8 +67,9 @@ def spectra(model: PrunableModel, *, windows: int = 0, progress: Progress | None
 def _values(model: PrunableModel, linear: Linear, windows: int) -> Tensor:
     name = f"{linear.path}.weight"
     digest = _digest(model, name)
-    path = number_cache.place("spectra", version=VERSION, windows=windows, tensor=digest)
-    found = number_cache.read(path)
+    path = cache.entry("spectra", version=VERSION, windows=windows, tensor=digest)
+    known = cache.read(path)
+    found = known[0] if known else None
     if found is None:
         place = model.device if model.device.type == "cuda" else "cpu"
         weight = model.read([name])[name].to(place)  # others do not know float64
@@ -78,7 +79,7 @@ def _values(model: PrunableModel, linear: Linear, windows: int) -> Tensor:
             gram = lower_gram(weight)
             del weight  # its memory is wanted for the decomposition
             found = of_gram(gram)
-        number_cache.write(path, found)
+        cache.write(path, found)
         give_back_memory()
     return found
 
@@ -88,7 +89,7 @@ def _digest(model: PrunableModel, name: str) -> str:
     found: list[str] = []
 
     def hashed(stored: Tensor) -> Tensor:
-        found.append(number_cache.digest(stored))
+        found.append(cache.digest(stored))
         return stored.new_empty(0)
 
     model.read([name], hashed)

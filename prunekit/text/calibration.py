@@ -99,7 +99,9 @@ def calibrate(
     if found := token_cache.read(entry):
         ids, kept = found
         revision = text.revision if text else kept["revision"]
-        return Calibration(ids, source, revision, seed, kept["sampling"], tuple(kept["notes"]), token_cache.digest(ids))
+        return Calibration(
+            ids, source, revision, seed, kept["sampling"], tuple(kept["notes"]), token_cache.ids_digest(ids)
+        )
     text = text or load_text(source, split="calibration", column=column, offline=offline, progress=progress)
     drawn = draw(text, tokenizer, **numbers)
     kept = {"revision": drawn.revision, "sampling": drawn.sampling, "notes": drawn.notes}
@@ -123,7 +125,7 @@ def draw(text: Text, tokenizer: "PreTrainedTokenizerBase", *, samples: int, seq_
         if tokens < samples * seq_len:
             notes.append(f"the text has {tokens} tokens, fewer than {samples} x {seq_len}: samples overlap")
     ids = torch.tensor(crops, dtype=torch.int64)
-    return Calibration(ids, text.source, text.revision, seed, sampling, tuple(notes), token_cache.digest(ids))
+    return Calibration(ids, text.source, text.revision, seed, sampling, tuple(notes), token_cache.ids_digest(ids))
 
 
 def crops_of_stream(

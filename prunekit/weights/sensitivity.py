@@ -39,7 +39,7 @@ class Trial:
 
 
 @dataclass
-class Laboratory:
+class Sensitivity:
     """Token ids (sequences, tokens) to measure on, the score by which weights go, and the work done so far.
 
     `forwards` counts the blocks that were run, each over all sequences. A model must not be resident, for what is

@@ -19,4 +19,5 @@ def test_what_has_no_length_has_no_bar(value: float, largest: float) -> None:
 
 def test_columns_are_as_high_as_their_rank_and_crossed_where_a_block_went() -> None:
     assert columns([100.0, 0.1, 0.2, 0.3], [2]) == "█▁x▅"
+    assert columns([None, 2.0, 1.0, None], [2]) == "-█x-", "protected blocks are not measured"
     assert columns([], []) == "" and columns([1.0], []) == "▁"

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from prunekit.evaluate.rows import Accuracy, Count, Evaluation, Perplexity, Rate, Row, Size, Speed
-from prunekit.evaluate.side_by_side import Texts
+from prunekit.evaluate.side_by_side import Questions, Texts
 from prunekit.evaluate.speed import SpeedOptions
 from prunekit.evaluate.tasks import TaskOptions
 from prunekit.evaluate.verdicts import judge
+from prunekit.model.loading import Opening
 from prunekit.recipe.limits import Gates
 
 from .conftest import Run
@@ -44,10 +45,10 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     calls: dict[str, Any] = {}
 
-    def evaluate(models: list[str], **more: Any) -> Evaluation:
+    def evaluate(models: list[str], questions: Questions, **more: Any) -> Evaluation:
         found = calls.pop("rows", (DENSE, PRUNED) if more["baseline"] else (row(models[0], ratio=None),))
-        calls.update(models=list(models), **more)
-        return Evaluation(models=found, gates=judge(more["gates"], found))
+        calls.update(models=list(models), questions=questions, **more)
+        return Evaluation(models=found, gates=judge(questions.gates, found))
 
     monkeypatch.setattr(side_by_side, "evaluate", evaluate)
     return calls
@@ -94,23 +95,23 @@ def test_options_reach_the_measurement(run: Run, called: dict[str, Any]) -> None
     assert called == {
         "models": ["one", "two"],
         "baseline": None,
-        "texts": Texts(["c4", "ptb"], "wanda", "body", 3),
-        "tasks": TaskOptions(["piqa", "arc_easy", "mine.yaml"], [Path("mine")], 9, 2, 4),
-        "speed": SpeedOptions(4, 64, 8, 7, True),
-        "gates": Gates(
-            max_kl=0.5, min_acc={"piqa": 0.6, "arc_easy/acc_norm": 0.5}, min_speedup=1.2, max_acc_drop="2pt"
+        "questions": Questions(
+            texts=Texts(["c4", "ptb"], "wanda", "body", 3),
+            tasks=TaskOptions(["piqa", "arc_easy", "mine.yaml"], [Path("mine")], 9, 2, 4),
+            speed=SpeedOptions(4, 64, 8, 7, True),
+            gates=Gates(
+                max_kl=0.5, min_acc={"piqa": 0.6, "arc_easy/acc_norm": 0.5}, min_speedup=1.2, max_acc_drop="2pt"
+            ),
+            opening=Opening("cpu", "float32", offline=True, trust_remote_code=True),
+            offload="disk",
         ),
-        "device": "cpu",
-        "dtype": "float32",
-        "offload": "disk",
-        "offline": True,
-        "trust_remote_code": True,
     }
 
 
 def test_what_is_not_asked_for_is_not_measured(run: Run, called: dict[str, Any]) -> None:
     run("eval", "one")
-    assert (called["tasks"], called["speed"], called["gates"]) == (None, None, Gates())
+    asked = called["questions"]
+    assert (asked.tasks, asked.speed, asked.gates) == (None, None, Gates())
 
 
 def test_tasks_and_speeds_have_tables_of_their_own(run: Run, called: dict[str, Any]) -> None:

@@ -71,7 +71,11 @@ def test_figures_are_those_of_plain_transformers(tiny_llama: Model, text: str) -
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     one, other = tiny_llama(name="one"), tiny_llama(name="other", seed=1)
-    row = side_by_side.evaluate([str(other)], baseline=str(one), texts=Texts([text], windows=3)).models[1].perplexity[0]
+    row = (
+        side_by_side.evaluate([str(other)], side_by_side.Questions(texts=Texts([text], windows=3)), baseline=str(one))
+        .models[1]
+        .perplexity[0]
+    )
 
     ids = AutoTokenizer.from_pretrained(one)(Path(text).read_text(), return_tensors="pt", verbose=False).input_ids
     windows = ids[0, : 3 * 128].view(3, 128)
@@ -87,7 +91,7 @@ def test_figures_are_those_of_plain_transformers(tiny_llama: Model, text: str) -
 
 def test_a_model_agrees_with_itself_to_the_bit(tiny_llama: Model, text: str) -> None:
     one = str(tiny_llama())
-    done = side_by_side.evaluate([one], baseline=one, texts=Texts([text], windows=3))
+    done = side_by_side.evaluate([one], side_by_side.Questions(texts=Texts([text], windows=3)), baseline=one)
     dense, itself = done.models
     (mine,) = itself.perplexity
 
@@ -99,8 +103,13 @@ def test_a_model_agrees_with_itself_to_the_bit(tiny_llama: Model, text: str) -> 
 
 def test_hidden_states_of_both_can_wait_on_disk(tiny_llama: Model, text: str) -> None:
     one, other = str(tiny_llama(name="one")), str(tiny_llama(name="other", seed=1))
-    kept = side_by_side.evaluate([other], baseline=one, texts=Texts([text, text], windows=2))
-    assert side_by_side.evaluate([other], baseline=one, texts=Texts([text, text], windows=2), offload="disk") == kept
+    kept = side_by_side.evaluate([other], side_by_side.Questions(texts=Texts([text, text], windows=2)), baseline=one)
+    assert (
+        side_by_side.evaluate(
+            [other], side_by_side.Questions(texts=Texts([text, text], windows=2), offload="disk"), baseline=one
+        )
+        == kept
+    )
 
 
 def test_the_baseline_goes_through_a_text_once_for_all_models(
@@ -116,12 +125,16 @@ def test_the_baseline_goes_through_a_text_once_for_all_models(
     monkeypatch.setattr(agreement.stream, "passed", watched)
     folders = [tiny_llama(name=name, seed=seed) for seed, name in enumerate(("dense", "one", "other"))]
     dense, *models = map(str, folders)
-    side_by_side.evaluate(models, baseline=dense, texts=Texts([text], windows=2))
+    side_by_side.evaluate(models, side_by_side.Questions(texts=Texts([text], windows=2)), baseline=dense)
     assert walked == folders
 
 
 def test_models_that_choose_from_other_vocabularies_are_not_compared(tiny_llama: Model, text: str) -> None:
     one, other = str(tiny_llama(name="one")), str(tiny_llama(name="other", vocab_size=352))
-    figure = side_by_side.evaluate([other], baseline=one, texts=Texts([text], windows=1)).models[1].perplexity[0]
+    figure = (
+        side_by_side.evaluate([other], side_by_side.Questions(texts=Texts([text], windows=1)), baseline=one)
+        .models[1]
+        .perplexity[0]
+    )
     assert (figure.kl, figure.agreement) == (None, None)
     assert figure.ratio is not None, "perplexity on the same tokens can be compared"

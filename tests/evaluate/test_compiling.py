@@ -8,6 +8,7 @@ from prunekit.errors import UnsupportedError, UsageError
 from prunekit.evaluate import side_by_side
 from prunekit.evaluate.compiling import compilation, refuse_without_compiler
 from prunekit.evaluate.speed import SpeedOptions
+from prunekit.model.loading import Opening
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of what its compiler imports
@@ -17,7 +18,10 @@ def test_a_missing_compiler_is_a_usage_error_before_anything_is_measured(monkeyp
     torch.compiler.reset()
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler.*no-such-compiler") as found:
         side_by_side.evaluate(
-            ["sample"], texts=side_by_side.Texts(["none"]), speed=SpeedOptions(compile=True), device="cpu"
+            ["sample"],
+            side_by_side.Questions(
+                texts=side_by_side.Texts(["none"]), speed=SpeedOptions(compile=True), opening=Opening(device="cpu")
+            ),
         )
     assert found.value.hint == "apt-get install g++ (or name one in the variable CXX), or leave --compile out"
 

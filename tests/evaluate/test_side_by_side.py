@@ -11,6 +11,7 @@ import pytest
 from prunekit.errors import InputError, UsageError
 from prunekit.evaluate import perplexity, side_by_side
 from prunekit.evaluate.side_by_side import Texts
+from prunekit.model.loading import Opening
 from prunekit.progress import Silent
 from prunekit.run import pipeline
 
@@ -54,7 +55,9 @@ def test_a_ratio_is_null_where_the_tokens_differ(tiny_llama: Model, text: str) -
     one, other, same = (str(tiny_llama(name=name)) for name in ("one", "other", "same"))
     other_tokenizer(Path(other))
     heard = Notes()
-    done = side_by_side.evaluate([other, same], baseline=one, texts=Texts([text], windows=2), progress=heard)
+    done = side_by_side.evaluate(
+        [other, same], side_by_side.Questions(texts=Texts([text], windows=2)), baseline=one, progress=heard
+    )
     dense, differing, equal = (row.perplexity[0] for row in done.models)
 
     assert dense.windows == differing.windows == 2, "their number alone does not tell"
@@ -78,8 +81,9 @@ def test_everything_is_found_before_the_first_is_measured(missing: str, tiny_lla
     else:
         (how if missing == "protocol" else more)[missing] = "foo"
     heard = Notes()
+    asked = side_by_side.Questions(texts=Texts(sets, **how), opening=Opening(**more))
     with pytest.raises((InputError, UsageError)):
-        side_by_side.evaluate([str(one), str(other)], texts=Texts(sets, **how), progress=heard, **more)
+        side_by_side.evaluate([str(one), str(other)], asked, progress=heard)
     assert heard.stages == []
 
 
@@ -94,8 +98,8 @@ def test_hidden_states_can_wait_on_disk_and_nothing_stays_there(
         perplexity.stream, "logits", lambda *all, **more: used.append(more["offload"]) or logits(*all, **more)
     )
     model = str(tiny_llama())
-    on_disk = side_by_side.evaluate([model], texts=Texts([text], windows=2), offload="disk")
-    assert on_disk == side_by_side.evaluate([model], texts=Texts([text], windows=2))
+    on_disk = side_by_side.evaluate([model], side_by_side.Questions(texts=Texts([text], windows=2), offload="disk"))
+    assert on_disk == side_by_side.evaluate([model], side_by_side.Questions(texts=Texts([text], windows=2)))
     assert used[0].is_relative_to(tmp_path / "temporary") and used[1] is None
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -106,10 +110,12 @@ def test_the_column_of_a_table_can_be_named(tiny_llama: Model, tmp_path: Path) -
     lines = [json.dumps({"title": "a", "body": TEXT * 10}) for _ in range(3)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     model, table = str(tiny_llama()), str(tmp_path / "a.jsonl")
-    (row,) = side_by_side.evaluate([model], texts=Texts([table], windows=1, column="body")).models
+    (row,) = side_by_side.evaluate(
+        [model], side_by_side.Questions(texts=Texts([table], windows=1, column="body"))
+    ).models
     assert float(row.perplexity[0].value) > 1
     with pytest.raises(InputError, match="several columns of text"):
-        side_by_side.evaluate([model], texts=Texts([table]))
+        side_by_side.evaluate([model], side_by_side.Questions(texts=Texts([table])))
 
 
 def test_a_run_measures_before_and_after_with_hidden_states_where_it_was_told_to(

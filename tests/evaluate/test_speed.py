@@ -138,7 +138,9 @@ def test_peak_memory_is_that_of_a_process_of_its_own(tiny_llama: Model) -> None:
 def test_rows_hold_speeds_and_ratios_of_two_models(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "peak_memory", lambda *_: 1000)
     dense, shallow = str(tiny_llama(name="dense")), str(tiny_llama(name="shallow", num_hidden_layers=2))
-    done = side_by_side.evaluate([shallow], baseline=dense, texts=side_by_side.Texts(["none"]), speed=SHORT)
+    done = side_by_side.evaluate(
+        [shallow], side_by_side.Questions(texts=side_by_side.Texts(["none"]), speed=SHORT), baseline=dense
+    )
     first, second = (row.speed for row in done.models)
 
     assert first is not None and second is not None
@@ -147,5 +149,9 @@ def test_rows_hold_speeds_and_ratios_of_two_models(tiny_llama: Model, monkeypatc
     assert second.flops_per_token is not None and second.flops_per_token.ratio is not None
     assert 0.4 < second.flops_per_token.ratio < 0.8
     assert second.peak_memory is not None and second.peak_memory.ratio == 1.0
-    alone = side_by_side.evaluate([dense], texts=side_by_side.Texts(["none"]), speed=SHORT).models[0].speed
+    alone = (
+        side_by_side.evaluate([dense], side_by_side.Questions(texts=side_by_side.Texts(["none"]), speed=SHORT))
+        .models[0]
+        .speed
+    )
     assert alone is not None and alone.prefill.ratio is None and alone.decode.value > 0

@@ -13,6 +13,7 @@ from local_tasks import ASKED, write_tasks
 from prunekit.errors import InputError, UsageError
 from prunekit.evaluate import sample_task, side_by_side, tasks
 from prunekit.evaluate.tasks import TaskOptions, Tasks, accuracies
+from prunekit.model.loading import Opening
 from prunekit.recipe.limits import Gates
 from prunekit.sample.text import documents
 
@@ -32,7 +33,9 @@ def test_figures_are_those_of_lm_eval_itself(shared_data: Path, tmp_path: Path) 
         pytest.skip("needs the documents of real tasks: no folder tasks")
     model, files = shared_data / "models" / "stories260K", write_tasks(tmp_path, shared_data / "tasks", tmp_path / "c")
     asked = TaskOptions(files, limit=LIMIT)
-    (row,) = side_by_side.evaluate([str(model)], texts=NO_TEXT, tasks=asked, device="cpu").models
+    (row,) = side_by_side.evaluate(
+        [str(model)], side_by_side.Questions(texts=NO_TEXT, tasks=asked, opening=Opening(device="cpu"))
+    ).models
 
     direct: Any = simple_evaluate(
         model="hf",
@@ -58,7 +61,11 @@ def test_the_sample_task_needs_no_network_and_is_judged(tmp_path: Path, monkeypa
     monkeypatch.setattr(sample_task.questions, "__defaults__", (6,))
     asked = TaskOptions(["sample"], limit=4, batch_size=2)
     gates = Gates.model_validate({"max_acc_drop": "0pt", "min_acc": {"sample": 0, "sample/acc_norm": 0}})
-    done = side_by_side.evaluate(["sample"], baseline="sample", texts=NO_TEXT, tasks=asked, gates=gates, device="cpu")
+    done = side_by_side.evaluate(
+        ["sample"],
+        side_by_side.Questions(texts=NO_TEXT, tasks=asked, gates=gates, opening=Opening(device="cpu")),
+        baseline="sample",
+    )
     dense, itself = done.models
 
     assert [(part.task, part.metric) for part in itself.tasks] == [("sample", "acc"), ("sample", "acc_norm")]
@@ -73,7 +80,9 @@ def test_the_sample_task_needs_no_network_and_is_judged(tmp_path: Path, monkeypa
 def test_a_gate_on_a_task_that_is_not_run_is_refused_before_the_work() -> None:
     gates = Gates(min_acc={"piqa": 0.5})
     with pytest.raises(UsageError, match="piqa is not among the tasks") as caught:
-        side_by_side.evaluate(["sample"], texts=NO_TEXT, tasks=TaskOptions(["sample"]), gates=gates)
+        side_by_side.evaluate(
+            ["sample"], side_by_side.Questions(texts=NO_TEXT, tasks=TaskOptions(["sample"]), gates=gates)
+        )
     assert caught.value.hint == "the tasks are sample"
 
 
@@ -186,7 +195,8 @@ def test_a_narrower_model_scores_the_same_through_lm_evals_own_loader_and_throug
     assert len(set(done.widths)) > 1
     files = write_tasks(tmp_path, shared_data / "tasks", tmp_path / "c")[:1]
     (row,) = side_by_side.evaluate(
-        [done.output], texts=NO_TEXT, tasks=TaskOptions(files, limit=LIMIT), device="cpu"
+        [done.output],
+        side_by_side.Questions(texts=NO_TEXT, tasks=TaskOptions(files, limit=LIMIT), opening=Opening(device="cpu")),
     ).models
     direct: Any = simple_evaluate(
         model="hf",

@@ -8,7 +8,7 @@ import pytest
 from prunekit import testing as checks
 from prunekit.contract import Budget, Context
 from prunekit.weights.allocation import budget_of_blocks, check_budget
-from prunekit.weights.sensitivity import Laboratory, Trial, or_inf
+from prunekit.weights.sensitivity import Sensitivity, Trial, or_inf
 from prunekit_methods import measured
 from prunekit_methods.measured import Measured, beginnings
 
@@ -24,7 +24,7 @@ def context(folder: Path, ratio: float = 0.6) -> Context:
     return checks.open_context(folder, Measured(), ratio=ratio)
 
 
-class Parabolas(Laboratory):
+class Parabolas(Sensitivity):
     """A model whose harms add: a linear's is the square of its sparsity, times its weights and what they are worth."""
 
     worth = (1.0, 2.0, 1.5, 3.0)  # of the blocks
@@ -52,7 +52,7 @@ def test_where_harms_add_the_optimum_is_found(
     tiny_llama: Make, monkeypatch: pytest.MonkeyPatch, mapping: Any, rounds: int
 ) -> None:
     model = Parabolas if mapping == "block" else Unequal
-    monkeypatch.setattr(measured, "Laboratory", model)
+    monkeypatch.setattr(measured, "Sensitivity", model)
     ctx = context(tiny_llama())
     budget = Measured(rounds=rounds, mapping=mapping).allocate(ctx, 0.4)
     check_budget(ctx, budget, 0.4, "measured")
@@ -70,7 +70,7 @@ def test_where_harms_add_the_optimum_is_found(
 def test_only_by_block_are_all_linears_of_a_block_alike(tiny_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     for mapping, alike in (("block", True), ("matrix", False)):
         ctx = context(tiny_llama())
-        monkeypatch.setattr(measured, "Laboratory", Unequal)
+        monkeypatch.setattr(measured, "Sensitivity", Unequal)
         budget = Measured(rounds=1, mapping=mapping).allocate(ctx, 0.6)
         check_budget(ctx, budget, 0.6, "measured")
         kinds = [len({budget[linear.path] for linear in block.linears}) for block in ctx.model.blocks]
@@ -83,7 +83,7 @@ def test_the_losses_it_chose_by_are_left_as_evidence(tiny_llama: Make) -> None:
     assert ctx.calibration is not None
     losses = ctx.evidence["losses"]
     assert losses.keys() == {"uniform", "alphapruning", "owl", "measured"}
-    assert losses["measured"] == pytest.approx(Laboratory(ctx, ctx.calibration, "wanda").loss(budget), rel=1e-6)
+    assert losses["measured"] == pytest.approx(Sensitivity(ctx, ctx.calibration, "wanda").loss(budget), rel=1e-6)
     assert len(ctx.evidence["alpha_peak"]) == len(ctx.evidence["outlier_ratio"]) == 4
 
 
@@ -91,7 +91,7 @@ def test_what_is_found_is_measured_to_be_no_worse_than_uniform_alphapruning_and_
     ctx = context(tiny_llama())
     budget = Measured(rounds=1).allocate(ctx, 0.6)
     assert ctx.calibration is not None
-    lab = Laboratory(ctx, ctx.calibration, "wanda")
+    lab = Sensitivity(ctx, ctx.calibration, "wanda")
     begun = {name: lab.loss(budget_of_blocks(ctx, levels, 0.6)) for name, levels in beginnings(ctx, 0.6)}
     assert begun.keys() == {"uniform", "alphapruning", "owl"}
     assert lab.loss(budget) <= min(begun.values())
@@ -142,7 +142,7 @@ class Ruined(Parabolas):
 def test_a_loss_that_is_no_number_is_worse_than_any_and_bends_no_curve(
     tiny_llama: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measured, "Laboratory", Ruined)
+    monkeypatch.setattr(measured, "Sensitivity", Ruined)
     ctx = context(tiny_llama())
     budget = Measured(rounds=2, mapping="block").allocate(ctx, 0.4)
     check_budget(ctx, budget, 0.4, "measured")

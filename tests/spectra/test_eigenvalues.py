@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunekit.spectra import eigenvalues as gram
 from prunekit.spectra.eigenvalues import eigenvalues, lower_gram, windowed_eigenvalues
 
 
@@ -35,8 +36,8 @@ def test_what_is_below_the_resolution_is_zero_and_the_rank_is_left() -> None:
 
 def test_the_lower_half_of_the_gram_matrix_does_not_depend_on_how_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(40, 90, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(module, "CHUNK", 40 * 7)
-    monkeypatch.setattr(eigenvalues, "PANEL", 16)
+    monkeypatch.setattr(gram, "CHUNK", 40 * 7)
+    monkeypatch.setattr(gram, "PANEL", 16)
     expected = (weight.double() @ weight.double().T).tril()
     torch.testing.assert_close(lower_gram(weight).tril(), expected, rtol=1e-12, atol=1e-12)
 

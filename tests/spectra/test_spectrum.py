@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from prunekit import cache as stored
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.prunable import PrunableModel
-from prunekit.spectra import number_cache
 from prunekit.spectra import spectrum as module
 from prunekit.spectra.eigenvalues import eigenvalues
 
@@ -94,7 +94,7 @@ def test_the_cache_tells_apart_what_differs_in_one_bit_in_shape_or_in_dtype() ->
     other = weight.clone()
     other[2, 3] = torch.nextafter(other[2, 3], torch.tensor(99.0))
     kinds = [weight, other, weight.reshape(4, 3), weight.view(torch.int32)]
-    assert len({number_cache.digest(tensor) for tensor in kinds}) == 4
+    assert len({stored.digest(tensor) for tensor in kinds}) == 4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
