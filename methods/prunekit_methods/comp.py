@@ -78,7 +78,7 @@ class COMP(Method):
     def _leave(self, place: Narrowable[Gram], ctx: Context) -> tuple[Tensor, Tensor | None]:
         """The neurons of one layer that stay, and the weight (outputs, neurons) that then reads them."""
         arguments = (place.inputs.total, place.weight, place.missing, self.damping)
-        gone = place.site.units - place.units
+        gone = place.ffn.units - place.units
         if self.score in ("condition", "refit"):
             problem = (Problem.masks if self.score == "condition" else Problem.weights)(*arguments)
             keep, _, level = problem.remove(gone)
@@ -112,7 +112,7 @@ class COMP(Method):
         """Scores (neurons,) of the measures that do not solve for the others."""
         if self.score == "random":
             seed = ctx.generator.initial_seed() + place.block.index
-            return torch.rand(place.site.units, generator=torch.Generator().manual_seed(seed)).to(ctx.device)
+            return torch.rand(place.ffn.units, generator=torch.Generator().manual_seed(seed)).to(ctx.device)
         if self.score == "magnitude":
             return place.magnitudes()
         measures: dict[str, Callable[..., Tensor]] = {

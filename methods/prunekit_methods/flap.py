@@ -40,13 +40,13 @@ class FLAP(Method):
         found = neurons(ctx)
         gone = found.gone(ctx.ratio)
         shares = allotted(ctx, found) or (None if ctx.layout == "uniform" else lost(self._scores(ctx, found), gone))
-        return plan_narrowing(ctx, self.name, found, found.widths(gone, found.sites, shares))
+        return plan_narrowing(ctx, self.name, found, found.widths(gone, found.ffns, shares))
 
     def _scores(self, ctx: Context, found: Neurons) -> dict[int, Tensor]:
         """Block -> standardised scores of its neurons in the dense model."""
         scores: dict[int, Tensor] = {}
-        ctx.progress.stage("fluctuation", len(found.sites))
-        for index, inputs, reader in statistics_of_dense(ctx, found.sites, Moments):
+        ctx.progress.stage("fluctuation", len(found.ffns))
+        for index, inputs, reader in statistics_of_dense(ctx, found.ffns, Moments):
             scores[index] = standardised(fluctuation(inputs, matrix(reader)))
             ctx.progress.step(ctx.model.blocks[index].path)
         return scores
@@ -55,7 +55,7 @@ class FLAP(Method):
         for place in narrow(ctx, plan, Moments, dense=True):
             keep = keep_largest(fluctuation(place.inputs, place.weight), place.units)
             if not stand_in(place, keep):
-                ctx.note(NO_BIAS.format(place.site.reader))
+                ctx.note(NO_BIAS.format(place.ffn.reader))
             place.leave(keep)
 
 

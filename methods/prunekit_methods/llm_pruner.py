@@ -23,7 +23,7 @@ from prunekit.api import (
     neurons,
     plan_narrowing,
 )
-from prunekit.model.structure import Site
+from prunekit.model.structure import FFN
 from prunekit.width.neurons import per_unit
 
 
@@ -42,28 +42,28 @@ class LLMPruner(Method):
 
     def plan(self, ctx: Context) -> PrunePlan:
         found = neurons(ctx)
-        widths = found.widths(found.gone(ctx.ratio), found.sites, allotted(ctx, found))
+        widths = found.widths(found.gone(ctx.ratio), found.ffns, allotted(ctx, found))
         return plan_narrowing(ctx, self.name, found, widths)
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:
         scores: dict[int, Tensor] = {}
         for place in narrow(ctx, plan, Moments):
-            scores = scores or self._scores(ctx, ctx.model.sites)
+            scores = scores or self._scores(ctx, ctx.model.ffns)
             place.leave(keep_largest(scores[place.block.index], place.units))
 
-    def _scores(self, ctx: Context, sites: Mapping[int, Site]) -> dict[int, Tensor]:
+    def _scores(self, ctx: Context, ffns: Mapping[int, FFN]) -> dict[int, Tensor]:
         """Block -> importance of its neurons (neurons,): that of all weights that a neuron has, summed."""
         ids = calibration_of(ctx)[: self.samples, : self.tokens]
         model = ctx.model.load(torch.float32)
         stack = model.get_submodule(ctx.model.stack_path)
         inside = dict(stack.named_parameters())
         importances = dict(zip(inside, taylor(model, list(inside.values()), ids, self.taylor), strict=True))
-        blocks = {index: stack.get_submodule(str(index)) for index in sites}
+        blocks = {index: stack.get_submodule(str(index)) for index in ffns}
         values = {
             index: {name: importances[f"{index}.{name}"] for name, _ in block.named_parameters()}
             for index, block in blocks.items()
         }
-        return {index: per_unit(site, values[index], blocks[index]) for index, site in sites.items()}
+        return {index: per_unit(ffn, values[index], blocks[index]) for index, ffn in ffns.items()}
 
 
 def taylor(model: nn.Module, weights: list[nn.Parameter], ids: Tensor, order: str) -> list[Tensor]:

@@ -226,7 +226,7 @@ class TRSP(Method):
         return Trainer(
             student=student,
             stack_path=ctx.model.stack_path,
-            answer=capture(ctx.model, [ids[:1]]).answer,
+            pack=capture(ctx.model, [ids[:1]]).pack,
             teacher=teacher,
             trained=adapters.parameters() if adapters else self._trained(student, ctx, gone),
             ids=text,

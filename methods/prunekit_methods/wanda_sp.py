@@ -30,7 +30,7 @@ class WandaSP(Method):
 
     def plan(self, ctx: Context) -> PrunePlan:
         found = neurons(ctx)
-        widths = found.widths(found.gone(ctx.ratio), found.sites, allotted(ctx, found))
+        widths = found.widths(found.gone(ctx.ratio), found.ffns, allotted(ctx, found))
         return plan_narrowing(ctx, self.name, found, widths)
 
     def apply(self, ctx: Context, plan: PrunePlan) -> None:

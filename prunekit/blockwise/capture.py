@@ -17,7 +17,7 @@ from prunekit.errors import UnsupportedError
 from prunekit.model.prunable import PrunableModel
 
 HIDDEN = "hidden_states"
-Answer = Callable[[Tensor], Any]
+Pack = Callable[[Tensor], Any]
 
 
 def hidden_of(result: Any) -> Tensor:
@@ -27,7 +27,7 @@ def hidden_of(result: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments with which the model calls one block, but for the hidden states, which always come first."""
+    """The arguments with which the model calls one block, except the hidden states, which always come first."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -58,15 +58,15 @@ class Captured:
 
     hidden: list[Tensor] = field(default_factory=list)
     calls: list[list[Call]] = field(default_factory=list)
-    answer: Answer = lambda hidden: hidden
+    pack: Pack = lambda hidden: hidden
 
 
 class _Stop(Exception):
     """Raised inside the model's forward when all that is wanted of it has been seen."""
 
 
-class StandIn(nn.Module):
-    """Takes the place of a block and has all of its attributes."""
+class Proxy(nn.Module):
+    """A module in place of a block, with all of its attributes."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -76,44 +76,44 @@ class StandIn(nn.Module):
         return getattr(self.__dict__["block"], name)
 
 
-class Recorder(StandIn):
-    """Keeps how its block was called, and answers with the hidden states it was given."""
+class Recorder(Proxy):
+    """Records how its block is called, and returns its input."""
 
     def __init__(
-        self, block: nn.Module, index: int, heard: list[tuple[Call, Tensor]], answer: Answer, last: bool
+        self, block: nn.Module, index: int, calls_seen: list[tuple[Call, Tensor]], pack: Pack, last: bool
     ) -> None:
         super().__init__(block)
-        self.__dict__.update(index=index, heard=heard, answer=answer, last=last)
+        self.__dict__.update(index=index, calls_seen=calls_seen, pack=pack, last=last)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         name, given = type(self.block).__name__, args[0] if args else kwargs.pop(HIDDEN, None)
         if not isinstance(given, Tensor):
             raise UnsupportedError(f"{name} is not called with hidden states first")
-        if len(self.heard) != self.index:
+        if len(self.calls_seen) != self.index:
             raise UnsupportedError(
-                f"{name}s are not called once each, in order: {self.index} came as {len(self.heard)}"
+                f"{name}s are not called once each, in order: {self.index} came as {len(self.calls_seen)}"
             )
-        if self.heard and not same(given, self.heard[-1][1]):
+        if self.calls_seen and not same(given, self.calls_seen[-1][1]):
             raise UnsupportedError(f"the hidden states are changed between two {name}s")
-        self.heard.append((Call(args[1:], kwargs, by_name=not args), given))
+        self.calls_seen.append((Call(args[1:], kwargs, by_name=not args), given))
         if self.last:
             raise _Stop
-        return self.answer(given)
+        return self.pack(given)
 
 
-class Player(StandIn):
-    """Answers with given hidden states, or with those it is given."""
+class Replay(Proxy):
+    """Returns the recorded hidden states if there are any, otherwise its input."""
 
-    def __init__(self, block: nn.Module, answer: Answer, hidden: Tensor | None) -> None:
+    def __init__(self, block: nn.Module, pack: Pack, hidden: Tensor | None) -> None:
         super().__init__(block)
-        self.__dict__.update(answer=answer, hidden=hidden, calls=0)
+        self.__dict__.update(pack=pack, hidden=hidden, calls=0)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.__dict__["calls"] += 1
         if self.calls > 1:
             raise UnsupportedError(f"each {type(self.block).__name__} is called more than once")
         given = args[0] if args else kwargs[HIDDEN]
-        return self.answer(given if self.hidden is None else self.hidden)
+        return self.pack(given if self.hidden is None else self.hidden)
 
 
 @torch.no_grad()
@@ -129,41 +129,41 @@ def capture(
     known: dict[torch.Size, list[Call]] = {}
     with model.outside(head=False):
         if batches:
-            captured.answer = _learn_answer(model, batches[0])
+            captured.pack = _learn_pack(model, batches[0])
         for ids in batches:
-            calls, hidden = _listen(model, ids, captured.answer)
+            calls, hidden = _listen(model, ids, captured.pack)
             shared = known.setdefault(ids.shape, calls)
             captured.calls.append(shared if alike(calls, shared) else calls)
             captured.hidden.append(keep(hidden))
     return captured
 
 
-def logits_of(model: PrunableModel, ids: Tensor, hidden: Tensor, answer: Answer) -> Tensor:
+def logits_of(model: PrunableModel, ids: Tensor, hidden: Tensor, pack: Pack) -> Tensor:
     """Logits (batch, tokens, vocabulary) from the last block's output; needs `model.outside()` to be entered."""
     last = len(model.blocks) - 1
-    players = [Player(block, answer, hidden if index == last else None) for index, block in enumerate(model.stack)]
-    with standing_in(model.stack, players):
+    proxies = [Replay(block, pack, hidden if index == last else None) for index, block in enumerate(model.stack)]
+    with replaced(model.stack, proxies):
         return model.skeleton(input_ids=ids.to(model.device), use_cache=False).logits
 
 
-def _listen(model: PrunableModel, ids: Tensor, answer: Answer, blocks: int | None = None) -> tuple[list[Call], Tensor]:
+def _listen(model: PrunableModel, ids: Tensor, pack: Pack, blocks: int | None = None) -> tuple[list[Call], Tensor]:
     """How the first `blocks` blocks (default: all) are called, and the hidden states given to the first one."""
     blocks = blocks or len(model.blocks)
-    heard: list[tuple[Call, Tensor]] = []
+    calls_seen: list[tuple[Call, Tensor]] = []
     recorders = [
-        Recorder(block, index, heard, answer, last=index == blocks - 1) for index, block in enumerate(model.stack)
+        Recorder(block, index, calls_seen, pack, last=index == blocks - 1) for index, block in enumerate(model.stack)
     ]
-    with standing_in(model.stack, recorders), suppress(_Stop):
+    with replaced(model.stack, recorders), suppress(_Stop):
         model.skeleton(input_ids=ids.to(model.device), use_cache=False)
-    if len(heard) != blocks:
-        raise UnsupportedError(f"{type(model.skeleton).__name__} called {len(heard)} of its {blocks} blocks")
-    return [call for call, _ in heard], heard[0][1]
+    if len(calls_seen) != blocks:
+        raise UnsupportedError(f"{type(model.skeleton).__name__} called {len(calls_seen)} of its {blocks} blocks")
+    return [call for call, _ in calls_seen], calls_seen[0][1]
 
 
-def _learn_answer(model: PrunableModel, ids: Tensor) -> Answer:
+def _learn_pack(model: PrunableModel, ids: Tensor) -> Pack:
     """Whether blocks return their hidden states alone or first in a tuple, learned by running the first one.
 
-    What else is in the tuple is answered as NaN, so that a model that hands it to a later block is noticed.
+    What else is in the tuple is returned as NaN, so that a model that hands it to a later block is noticed.
     """
     calls, hidden = _listen(model, ids[:1], lambda hidden: hidden, blocks=1)
     with model.block(0) as module:
@@ -172,13 +172,13 @@ def _learn_answer(model: PrunableModel, ids: Tensor) -> Answer:
         return lambda hidden: hidden
     rest = tuple(_as_nan(value) for value in result[1:])
 
-    def answer(hidden: Tensor) -> Any:
+    def pack(hidden: Tensor) -> Any:
         return hidden, *rest
 
-    if _has_nan(rest) and any(_has_nan(call.values) for call in _listen(model, ids[:1], answer)[0]):
+    if _has_nan(rest) and any(_has_nan(call.values) for call in _listen(model, ids[:1], pack)[0]):
         name = type(model.skeleton).__name__
         raise UnsupportedError(f"{name} hands more than hidden states from block to block")
-    return answer
+    return pack
 
 
 def _as_nan(value: Any) -> Any:
@@ -194,11 +194,11 @@ def _has_nan(value: Any) -> bool:
 
 
 @contextmanager
-def standing_in(stack: nn.ModuleList, players: Sequence[nn.Module]) -> Iterator[None]:
+def replaced(stack: nn.ModuleList, proxies: Sequence[nn.Module]) -> Iterator[None]:
     """Put other modules in place of the blocks for a while."""
     blocks = list(stack)
-    for index, player in enumerate(players):
-        stack[index] = player
+    for index, proxy in enumerate(proxies):
+        stack[index] = proxy
     try:
         yield
     finally:

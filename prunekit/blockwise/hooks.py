@@ -53,33 +53,33 @@ def collect(
     if groups is None:
         return _collect_calls(linears, inputs, kind, forwards)
     leaders = [group[0] for group in groups]
-    heard: dict[str, S] = {}
+    statistics: dict[str, S] = {}
 
-    def hear(name: str, x: Tensor) -> None:
-        _add(heard, name, x, inputs, kind)
+    def add(name: str, x: Tensor) -> None:
+        _add(statistics, name, x, inputs, kind)
         if name == leaders[-1]:
             raise _Seen
 
-    confirm = _Confirmation(groups, lambda name, x: _add(heard, name, x, inputs, kind))
+    confirm = _Confirmation(groups, lambda name, x: _add(statistics, name, x, inputs, kind))
     with _hooks({name: linears[name] for group in groups for name in group}, confirm), suppress(_Seen):
         forwards[0]()
     if not confirm.holds:
         return _collect_calls(linears, inputs, kind, forwards)
-    with _hooks({name: linears[name] for name in leaders}, hear):
+    with _hooks({name: linears[name] for name in leaders}, add):
         for forward in forwards[1:]:
             with suppress(_Seen):
                 forward()
-    if heard.keys() != set(leaders):
+    if statistics.keys() != set(leaders):
         return _collect_calls(linears, inputs, kind, forwards)
-    return {name: heard[group[0]] for group in groups for name in group}
+    return {name: statistics[group[0]] for group in groups for name in group}
 
 
 class _Confirmation:
     """Hears a block's first run and tells whether the groups, which were found in another block, hold for it too."""
 
-    def __init__(self, groups: Groups, hear: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, groups: Groups, add: Callable[[str, Tensor], None]) -> None:
         self.leaders = {name: group[0] for group in groups for name in group}
-        self.hear = hear
+        self.add = add
         self.read: dict[str, tuple[Tensor, int]] = {}
         self.called: list[str] = []
         self.agrees = True
@@ -90,7 +90,7 @@ class _Confirmation:
         self.agrees &= x is first and x._version == version
         self.called.append(name)
         if name == leader:
-            self.hear(name, x)
+            self.add(name, x)
         if not self.agrees or len(self.called) == len(self.leaders):
             raise _Seen
 
@@ -104,27 +104,27 @@ def _collect_calls(
     linears: Mapping[str, nn.Module], inputs: Mapping[str, int], kind: type[S], forwards: Sequence[Forward]
 ) -> dict[str, S]:
     """One accumulator per linear, fed by every call; linears that were never called keep an empty one."""
-    heard: dict[str, S] = {}
-    with _hooks(linears, lambda name, x: _add(heard, name, x, inputs, kind)):
+    statistics: dict[str, S] = {}
+    with _hooks(linears, lambda name, x: _add(statistics, name, x, inputs, kind)):
         for forward in forwards:
             forward()
     for name, module in linears.items():
-        heard.setdefault(name, kind.begin(inputs[name], module.get_parameter("weight").device))
-    return {name: heard[name] for name in linears}
+        statistics.setdefault(name, kind.begin(inputs[name], module.get_parameter("weight").device))
+    return {name: statistics[name] for name in linears}
 
 
-def _add(heard: dict[str, S], name: str, x: Tensor, inputs: Mapping[str, int], kind: type[S]) -> None:
-    if name not in heard:
-        heard[name] = kind.begin(inputs[name], x.device)
-    heard[name].add(x)
+def _add(statistics: dict[str, S], name: str, x: Tensor, inputs: Mapping[str, int], kind: type[S]) -> None:
+    if name not in statistics:
+        statistics[name] = kind.begin(inputs[name], x.device)
+    statistics[name].add(x)
 
 
 @contextmanager
-def _hooks(linears: Mapping[str, nn.Module], hear: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `hear(name, input)` whenever one of the linears is about to run."""
+def _hooks(linears: Mapping[str, nn.Module], add: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `add(name, input)` whenever one of the linears is about to run."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        return lambda _module, args, kwargs: hear(name, args[0] if args else kwargs["input"])
+        return lambda _module, args, kwargs: add(name, args[0] if args else kwargs["input"])
 
     handles = [module.register_forward_pre_hook(hook(name), with_kwargs=True) for name, module in linears.items()]
     try:

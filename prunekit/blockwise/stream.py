@@ -32,7 +32,7 @@ class Stream:
         self.offload = offload
         numbers = count()
         captured = capture(model, batches, lambda hidden: self.keep(hidden, next(numbers)))
-        self.hidden, self.calls, self.answer = captured.hidden, captured.calls, captured.answer
+        self.hidden, self.calls, self.pack = captured.hidden, captured.calls, captured.pack
 
     def run(self, module: nn.Module, block: Block, batch: int, hidden: Tensor | None = None) -> Tensor:
         """The output of a block for one batch, or for other hidden states in its place; the block gets a copy."""
@@ -63,7 +63,7 @@ class Stream:
         with self.model.outside():
             for batch in range(len(self.batches)) if batches is None else batches:
                 state = (hidden or self.hidden)[batch].to(self.model.device)
-                yield logits_of(self.model, self.batches[batch], state, self.answer)
+                yield logits_of(self.model, self.batches[batch], state, self.pack)
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ class GatedLoss:
             for batch, output in zip(batches, outputs, strict=True):
                 x, ids = output.detach().requires_grad_(), self.stream.batches[batch]
                 with torch.enable_grad():
-                    logits = logits_of(self.model, ids, x, self.stream.answer)
+                    logits = logits_of(self.model, ids, x, self.stream.pack)
                 loss, slope = loss_and_slope(logits.detach(), ids)
                 gradients += torch.autograd.grad(logits, x, slope)
                 total += loss

@@ -191,7 +191,7 @@ def _shorten(model: PrunableModel, kept: tuple[int, ...], *, heads: bool) -> Cha
         except InputError as error:
             reason = error.message.replace(f"{place}/", "")
             raise UnsupportedError(f"the blocks that are left make no model: {reason}") from error
-    changed_since = bool(model.sites) or _has_stored_buffers(model)
+    changed_since = bool(model.ffns) or _has_stored_buffers(model)
     fresh = build_skeleton(model.checkpoint, trust_remote_code=remote) if changed_since else model.skeleton
     prove_equal(fresh, shorter, model.stack_path, kept)
     return changes

@@ -51,7 +51,7 @@ def folder_changes(model: PrunableModel, layout: Layout = "uniform", plan: Prune
     changes = FolderChanges()
     if model.removed:
         changes = plan_removal(model, model.removed).added_to(changes, model)
-    if model.sites:
+    if model.ffns:
         changes = Narrowed(model, layout).added_to(changes)
     for kind, actions in plan.kinds().items() if plan else ():
         changes = kind.exported(model, actions, changes)
@@ -106,7 +106,7 @@ def measure(model: PrunableModel, changes: FolderChanges | None = None) -> Resul
         parameters_before=before,
         blocks=len(model.kept),
         removed_blocks=tuple(sorted(model.removed)),
-        widths=tuple(current_widths(model).values()) if model.sites else (),
+        widths=tuple(current_widths(model).values()) if model.ffns else (),
         weights=weights,
         zeros=zeros,
         sparsity=zeros / max(1, weights),

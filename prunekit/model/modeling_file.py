@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from prunekit.model.structure import Site
+from prunekit.model.structure import FFN
 
 MODULE = "modeling_prunekit"
 FILE = f"{MODULE}.py"
@@ -93,9 +93,9 @@ FIELDS = {
 }
 
 
-def render(model: PreTrainedModel, stack_path: str, key: str, unit: int, site: Site) -> str:
+def render(model: PreTrainedModel, stack_path: str, key: str, unit: int, ffn: FFN) -> str:
     """The model file for a class of transformers' own whose decoder blocks are at `stack_path`."""
-    shown = ", ".join(f'"{name}": {sum(segments)}' for name, segments in site.writers.items())
+    shown = ", ".join(f'"{name}": {sum(segments)}' for name, segments in ffn.writers.items())
     return Template(TEMPLATE).substitute(
         module=type(model).__module__,
         base=type(model.base_model).__name__,
@@ -103,7 +103,7 @@ def render(model: PreTrainedModel, stack_path: str, key: str, unit: int, site: S
         key=key,
         unit=unit,
         blocks=stack_path.removeprefix(f"{model.base_model_prefix}."),
-        reader=site.reader,
+        reader=ffn.reader,
         writers=f"{{{shown}}}",
     )
 

@@ -22,7 +22,7 @@ from prunekit.model.device import choose_device, choose_dtype, give_back_memory
 from prunekit.model.edits import Edits, Piece
 from prunekit.model.selection import Selection
 from prunekit.model.skeleton import build_skeleton, conversion, load_whole
-from prunekit.model.structure import Block, Linear, Site, find_blocks, fit_features
+from prunekit.model.structure import FFN, Block, Linear, find_blocks, fit_features
 
 STORED_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
@@ -32,7 +32,7 @@ class PrunableModel:
 
     `tensors` describes what is stored, under the model's own parameter names. `edits` is a run's store of finished
     blocks, which are read from there instead of from the source. `removed` holds the indices of blocks that are taken
-    out: the model computes and is exported without them; `kept` are the others. `sites` says where finished blocks may
+    out: the model computes and is exported without them; `kept` are the others. `ffns` says where finished blocks may
     be narrower than the source's. These three never change: `with_edits`, `without` and `narrowed` give the same model,
     sharing its skeleton and its memory, under other ones. `targeting` gives it with fewer linears: those a method may
     touch. A checkpoint whose tensors transformers converts while
@@ -49,7 +49,7 @@ class PrunableModel:
         self.dtype = dtype
         self.edits: Edits | None = None
         self.removed: frozenset[int] = frozenset()
-        self.sites: dict[int, Site] = {}
+        self.ffns: dict[int, FFN] = {}
         self.selection = Selection()
         self.trust_remote_code = False
         self._resident = False
@@ -94,9 +94,9 @@ class PrunableModel:
         """This model without these blocks, given by their indices in the source, and no others."""
         return self._with(removed=frozenset(removed))
 
-    def narrowed(self, sites: Mapping[int, Site]) -> Self:
+    def narrowed(self, ffns: Mapping[int, FFN]) -> Self:
         """This model with blocks that may be narrower than the source's: source index -> where."""
-        return self._with(sites=dict(sites))
+        return self._with(ffns=dict(ffns))
 
     def targeting(self, selection: Selection) -> Self:
         """This model with only the selected linears, as if its blocks had no others.

@@ -39,7 +39,7 @@ NEURON: Segments = (1,)
 
 
 @dataclass(frozen=True)
-class Site:
+class FFN:
     """The neurons of one block, its units: `writers` make them, the inputs of `reader` are them.
 
     Names of linears are relative to their block. `writers` holds which output features of each belong to a unit,

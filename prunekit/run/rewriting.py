@@ -18,7 +18,7 @@ from prunekit.model.checkpoint import TensorInfo
 from prunekit.model.prunable import PrunableModel
 from prunekit.plan import Layout
 from prunekit.width.config import WidthKey, find_width_key
-from prunekit.width.neurons import find_sites, shorten, widen
+from prunekit.width.neurons import find_ffns, shorten, widen
 from prunekit.width.plan import refuse_per_layer
 
 
@@ -32,8 +32,8 @@ class Rewriting:
 
     def __init__(self, model: PrunableModel, manifest: Manifest, layout: Layout, name: str) -> None:
         self.model, self.layout = model, layout
-        self.sites = find_sites(model)
-        stored = tuple(self.sites[block.index].units for block in model.blocks)
+        self.ffns = find_ffns(model)
+        stored = tuple(self.ffns[block.index].units for block in model.blocks)
         known, self._unequal = manifest.result.widths, len(set(stored)) > 1
         self.widths = known if not self._unequal and len(known) == len(stored) else stored
         self._check(name)
@@ -42,7 +42,7 @@ class Rewriting:
         if found:
             self.key = WidthKey(model, found["key"], int(found["unit"]))
         else:
-            self.key = find_width_key(model, self.sites, min(self.widths))
+            self.key = find_width_key(model, self.ffns, min(self.widths))
 
     def _check(self, name: str) -> None:
         if len(set(self.widths)) < 2:
@@ -73,7 +73,7 @@ class Rewriting:
         index, inside = split_name(name, self.prefix)
         if index is None:
             return info
-        shape = self.sites[index].shape(inside, info.shape, self._units(index), self._transposed(index, inside))
+        shape = self.ffns[index].shape(inside, info.shape, self._units(index), self._transposed(index, inside))
         return replace(info, shape=shape)
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ class Rewriting:
     def code(self) -> str:
         """The model file of layout per-layer."""
         key, model = self.key, self.model
-        return modeling_file.render(model.skeleton, model.stack_path, key.name, key.unit, self.sites[0])
+        return modeling_file.render(model.skeleton, model.stack_path, key.name, key.unit, self.ffns[0])
 
     def _units(self, index: int) -> int:
         return max(self.widths) if self.layout == "padded" else self.widths[index]
@@ -108,7 +108,7 @@ class Rewriting:
         index, inside = split_name(name, self.prefix)
         if index is None:
             return tensor
-        site, units, transposed = self.sites[index], self._units(index), self._transposed(index, inside)
-        if units >= site.units:
-            return widen(site, inside, tensor, site.units, units, transposed)
-        return shorten(site, inside, tensor, units, transposed)
+        ffn, units, transposed = self.ffns[index], self._units(index), self._transposed(index, inside)
+        if units >= ffn.units:
+            return widen(ffn, inside, tensor, ffn.units, units, transposed)
+        return shorten(ffn, inside, tensor, units, transposed)

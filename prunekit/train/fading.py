@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prunekit.blockwise.capture import HIDDEN, Answer, StandIn, hidden_of
+from prunekit.blockwise.capture import HIDDEN, Pack, Proxy, hidden_of
 from prunekit.depth.gates import gated
 
 Course = Callable[[int], dict[int, "Fade"]]  # update -> every fading block's part in it
@@ -46,18 +46,18 @@ def course(gone: Sequence[int], updates: int, *, within: float, to: float, one_b
     return at
 
 
-class Fading(StandIn):
+class Fading(Proxy):
     """A block between 1, itself, and 0, where it is not run; and, if wanted, run again on the way back."""
 
-    def __init__(self, block: nn.Module, answer: Answer, again: bool) -> None:
+    def __init__(self, block: nn.Module, pack: Pack, again: bool) -> None:
         super().__init__(block)
-        self.__dict__.update(answer=answer, again=again, gate=1.0, norm=0, distance=None)
+        self.__dict__.update(pack=pack, again=again, gate=1.0, norm=0, distance=None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = args[0] if args else kwargs[HIDDEN]
         self.__dict__["distance"] = None
         if self.gate == 0:
-            return self.answer(given)
+            return self.pack(given)
         if self.again and torch.is_grad_enabled():
             result = checkpoint(self.block, *args, use_reentrant=False, **kwargs)
         else:
@@ -77,17 +77,17 @@ def fade(blocks: Mapping[int, Fading], fades: Mapping[int, Fade], norm: int = 0)
 
 
 @contextmanager
-def overheard(blocks: Iterable[nn.Module]) -> Iterator[dict[int, Tensor]]:
+def outputs_of(blocks: Iterable[nn.Module]) -> Iterator[dict[int, Tensor]]:
     """The hidden states (batch, tokens, width) that leave each block while inside, by its place."""
-    heard: dict[int, Tensor] = {}
+    seen: dict[int, Tensor] = {}
 
-    def hear(place: int, _: nn.Module, __: Any, result: Any) -> None:
-        heard[place] = hidden_of(result)
+    def see(place: int, _: nn.Module, __: Any, result: Any) -> None:
+        seen[place] = hidden_of(result)
 
     with ExitStack() as hooks:
         for place, block in enumerate(blocks):
-            hooks.callback(block.register_forward_hook(partial(hear, place)).remove)
-        yield heard
+            hooks.callback(block.register_forward_hook(partial(see, place)).remove)
+        yield seen
 
 
 def mismatch(found: Mapping[int, Tensor], dense: Mapping[int, Tensor], without: Collection[int]) -> Tensor:

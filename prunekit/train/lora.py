@@ -92,13 +92,13 @@ def _called(model: PreTrainedModel, linears: Sequence[Linear], ids: Tensor) -> l
     """The linears that are called when the model runs on token ids, and answer with a tensor."""
     seen: set[str] = set()
 
-    def hear(path: str, _: nn.Module, __: object, output: object) -> None:
+    def see(path: str, _: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor):
             seen.add(path)
 
     with ExitStack() as hooks:
         for linear in linears:
-            handle = model.get_submodule(linear.path).register_forward_hook(partial(hear, linear.path))
+            handle = model.get_submodule(linear.path).register_forward_hook(partial(see, linear.path))
             hooks.callback(handle.remove)
         model(input_ids=ids.to(model.device), use_cache=False)
     return [linear for linear in linears if linear.path in seen]

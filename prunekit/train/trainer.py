@@ -19,10 +19,10 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
 from prunekit import distributed
-from prunekit.blockwise.capture import Answer, standing_in
+from prunekit.blockwise.capture import Pack, replaced
 from prunekit.progress import Progress
 from prunekit.train import fsdp, state
-from prunekit.train.fading import Course, Fade, Fading, fade, mismatch, overheard
+from prunekit.train.fading import Course, Fade, Fading, fade, mismatch, outputs_of
 
 Seen = tuple[Tensor, dict[int, Tensor]]  # logits of the predicted tokens, hidden states after the blocks
 
@@ -85,7 +85,7 @@ class Trainer:
 
     student: PreTrainedModel
     stack_path: str
-    answer: Answer
+    pack: Pack
     teacher: PreTrainedModel | None
     trained: dict[str, nn.Parameter]
     ids: Tensor  # (sequences, tokens)
@@ -176,12 +176,12 @@ class Trainer:
             return None
         if self.teacher is not self.student:
             return self._see(self.teacher, ids)
-        with standing_in(self._stack(), self._blocks()), self.dense():  # a stand-in hides the modules of its block
+        with replaced(self._stack(), self._blocks()), self.dense():  # a stand-in hides the modules of its block
             return self._see(self.teacher, ids)
 
     def _see(self, model: PreTrainedModel, ids: Tensor) -> Seen:
         """A model's logits, and its hidden states where these are matched."""
-        with overheard(self._blocks(model) if self.objective.match else ()) as states:
+        with outputs_of(self._blocks(model) if self.objective.match else ()) as states:
             return self._logits(model, ids), states
 
     def _logits(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -214,8 +214,8 @@ class Trainer:
     def _fading(self) -> Iterator[dict[int, Fading]]:
         """Stand-ins in the place of all blocks; those of the fading ones by their index."""
         stack = self._stack()
-        stands = [Fading(block, self.answer, self.recompute) for block in stack]
-        with standing_in(stack, stands):
+        stands = [Fading(block, self.pack, self.recompute) for block in stack]
+        with replaced(stack, stands):
             yield {index: stands[index] for index in self.course(0)}
 
     @torch.no_grad()

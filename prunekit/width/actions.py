@@ -27,6 +27,6 @@ class Narrow(Action):
     @classmethod
     def applied(cls, model: "PrunableModel", actions: Sequence[Any]) -> "PrunableModel":
         """The model with blocks that may be narrower than the source's."""
-        from prunekit.width.neurons import find_sites
+        from prunekit.width.neurons import find_ffns
 
-        return model.narrowed(find_sites(model))
+        return model.narrowed(find_ffns(model))

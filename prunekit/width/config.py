@@ -21,7 +21,7 @@ from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.skeleton import build_skeleton
 from prunekit.plan import Layout
-from prunekit.width.neurons import Site
+from prunekit.width.neurons import FFN
 
 UNSET = ("n_inner", "ffn_hidden_size", "intermediate_size")  # None in these means some multiple of the hidden size
 NEITHER = "plan it again with --layout padded, or with --layout per-layer"
@@ -56,17 +56,17 @@ class WidthKey:
         return before | {self.key: {**before.get(self.key, self.section), self.name: self.value(units)}}
 
 
-def find_width_key(model: PrunableModel, sites: Mapping[int, Site], units: int) -> WidthKey:
+def find_width_key(model: PrunableModel, ffns: Mapping[int, FFN], units: int) -> WidthKey:
     """The setting that makes all feed-forward layers `units` neurons wide.
 
     Raises UnsupportedError when the blocks are not equally wide, or no setting does that and nothing else.
     """
     name = type(model.skeleton).__name__
-    widths = {site.units for site in sites.values()}
-    if len(widths) > 1 or len(sites) < len(model.kept):
+    widths = {ffn.units for ffn in ffns.values()}
+    if len(widths) > 1 or len(ffns) < len(model.kept):
         raise UnsupportedError(f"the blocks of {name} are {sorted(widths)} neurons wide; one width is expected")
     for key in _candidates(model, widths.pop()):
-        if _makes(model, sites, key, units):
+        if _makes(model, ffns, key, units):
             return key
     raise UnsupportedError(f"no setting of {name}'s config.json makes its feed-forward layers {units} neurons wide")
 
@@ -84,7 +84,7 @@ def _candidates(model: PrunableModel, width: int) -> Iterator[WidthKey]:
             yield WidthKey(model, key, hidden)
 
 
-def _makes(model: PrunableModel, sites: Mapping[int, Site], key: WidthKey, units: int) -> bool:
+def _makes(model: PrunableModel, ffns: Mapping[int, FFN], key: WidthKey, units: int) -> bool:
     """Whether the model that the changed config describes is the source with narrower feed-forward layers."""
     with tempfile.TemporaryDirectory(prefix="prunekit-") as place:
         try:
@@ -92,7 +92,7 @@ def _makes(model: PrunableModel, sites: Mapping[int, Site], key: WidthKey, units
             other = build_skeleton(changed, trust_remote_code=runs_own_code(model))
         except (InputError, UnsupportedError):
             return False
-    return shapes(other) == narrowed_shapes(model, sites, units)
+    return shapes(other) == narrowed_shapes(model, ffns, units)
 
 
 def shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
@@ -100,21 +100,21 @@ def shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     return {name: tuple(part.shape) for name, part in model.named_parameters(remove_duplicate=False)}
 
 
-def narrowed_shapes(model: PrunableModel, sites: Mapping[int, Site], units: int) -> dict[str, tuple[int, ...]]:
-    """The same for the source model with so many units in every site."""
+def narrowed_shapes(model: PrunableModel, ffns: Mapping[int, FFN], units: int) -> dict[str, tuple[int, ...]]:
+    """The same for the source model with so many units in every ffn."""
     stored = model.tensors  # of blocks that are finished, the skeleton may be narrower
     found = {name: stored[name].shape if name in stored else shape for name, shape in shapes(model.skeleton).items()}
     for block in model.blocks:
-        site = sites.get(block.index) or next(iter(sites.values()))
+        ffn = ffns.get(block.index) or next(iter(ffns.values()))
         for name in [name for name in found if name.startswith(f"{block.path}.")]:
             inside = name.removeprefix(f"{block.path}.")
-            found[name] = site.shape(inside, found[name], units, model.is_transposed(name))
+            found[name] = ffn.shape(inside, found[name], units, model.is_transposed(name))
     return found
 
 
 def current_widths(model: PrunableModel) -> dict[int, int]:
     """Kept block -> how many neurons it has now, of a model whose finished blocks are narrower."""
-    names = {index: f"{model.blocks[index].path}.{site.reader}.weight" for index, site in model.sites.items()}
+    names = {index: f"{model.blocks[index].path}.{ffn.reader}.weight" for index, ffn in model.ffns.items()}
     stored = model.stored(names.values())
     return {index: stored[name].shape[0 if model.is_transposed(name) else 1] for index, name in names.items()}
 

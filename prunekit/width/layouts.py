@@ -11,7 +11,7 @@ from prunekit.model import modeling_file
 from prunekit.model.changes import FolderChanges
 from prunekit.model.checkpoint import TensorInfo
 from prunekit.model.prunable import PrunableModel
-from prunekit.model.structure import Site
+from prunekit.model.structure import FFN
 from prunekit.plan import Layout
 from prunekit.width.config import WidthKey, current_widths, find_width_key, layout_changes
 from prunekit.width.neurons import widen
@@ -24,12 +24,12 @@ class Narrowed:
         self.model = model
         self.layout: Layout = layout
         self.widths = current_widths(model)
-        self.sites = model.sites
+        self.ffns = model.ffns
 
     @cached_property
     def key(self) -> WidthKey:
         """The setting of config.json that says how wide the blocks are."""
-        return find_width_key(self.model, self.sites, max(self.widths.values()))
+        return find_width_key(self.model, self.ffns, max(self.widths.values()))
 
     @property
     def differ(self) -> bool:
@@ -52,20 +52,20 @@ class Narrowed:
         place = self._place(name)
         if place is None or self.layout != "padded":
             return info
-        site, inside, transposed = place
-        return replace(info, shape=site.shape(inside, info.shape, max(self.widths.values()), transposed))
+        ffn, inside, transposed = place
+        return replace(info, shape=ffn.shape(inside, info.shape, max(self.widths.values()), transposed))
 
     def tensor(self, name: str, tensor: Tensor) -> Tensor:
         """The tensor itself, as it is written."""
         place = self._place(name)
         if place is None or self.layout != "padded":
             return tensor
-        site, inside, transposed = place
-        return widen(site, inside, tensor, self.widths[site.block], max(self.widths.values()), transposed)
+        ffn, inside, transposed = place
+        return widen(ffn, inside, tensor, self.widths[ffn.block], max(self.widths.values()), transposed)
 
     def config(self, changes: Mapping[str, object]) -> Changes:
         """The keys of config.json that change, beside those that do already."""
-        if set(self.widths.values()) == {site.units for site in self.sites.values()}:
+        if set(self.widths.values()) == {ffn.units for ffn in self.ffns.values()}:
             return dict(changes)
         found = layout_changes(self.model, self.key, self.widths, self.layout, changes)
         return found | ({"auto_map": modeling_file.auto_map(self.model.skeleton)} if self.differ else {})
@@ -74,12 +74,12 @@ class Narrowed:
         """The model file, where blocks of different widths need one."""
         if not self.differ:
             return None
-        site = next(iter(self.sites.values()))
-        return modeling_file.render(self.model.skeleton, self.model.stack_path, self.key.name, self.key.unit, site)
+        ffn = next(iter(self.ffns.values()))
+        return modeling_file.render(self.model.skeleton, self.model.stack_path, self.key.name, self.key.unit, ffn)
 
-    def _place(self, name: str) -> tuple[Site, str, bool] | None:
-        """The site that a tensor may belong to, its name inside the block, and whether its linear is transposed."""
+    def _place(self, name: str) -> tuple[FFN, str, bool] | None:
+        """The ffn that a tensor may belong to, its name inside the block, and whether its linear is transposed."""
         number, _, inside = name.removeprefix(f"{self.model.stack_path}.").partition(".")
-        if not (name.startswith(f"{self.model.stack_path}.") and number.isdigit() and int(number) in self.sites):
+        if not (name.startswith(f"{self.model.stack_path}.") and number.isdigit() and int(number) in self.ffns):
             return None
-        return self.sites[int(number)], inside, self.model.is_transposed(name)
+        return self.ffns[int(number)], inside, self.model.is_transposed(name)

@@ -18,14 +18,14 @@ from transformers.pytorch_utils import Conv1D
 from prunekit.blockwise.stream import Stream
 from prunekit.errors import UnsupportedError
 from prunekit.model.prunable import PrunableModel
-from prunekit.model.structure import Block, Linear, Segments, Site, features, fit_features
+from prunekit.model.structure import FFN, Block, Linear, Segments, features, fit_features
 
 PROBE_TOKENS = 8
 EXACT = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # relative to the largest output
 Run = Callable[[nn.Module], Tensor]
 
 
-def find_sites(model: PrunableModel) -> dict[int, Site]:
+def find_ffns(model: PrunableModel) -> dict[int, FFN]:
     """Block -> its feed-forward neurons in the source, for every kept block; blocks built alike are looked at once.
 
     Raises UnsupportedError for a block without such neurons, or where cutting some is not the same as ignoring them.
@@ -35,19 +35,19 @@ def find_sites(model: PrunableModel) -> dict[int, Site]:
     hidden = stream.hidden[0]  # the model's own would do, but for embeddings of zero, such as that of a padding token
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     stream.hidden[0] = (noise * (hidden.float().std() or 1)).to(hidden.dtype)
-    known: dict[tuple, Site] = {}
-    sites: dict[int, Site] = {}
+    known: dict[tuple, FFN] = {}
+    ffns: dict[int, FFN] = {}
     for block in model.kept:
         kind = (type(model.stack[block.index]), tuple(relative(block)), tuple(part.shape for part in block.linears))
         if kind not in known:
             with model.block(block.index, source=True) as module:
                 known[kind] = find_neurons(block, module, lambda part, at=block: stream.run(part, at, 0))
-        sites[block.index] = replace(known[kind], block=block.index)
-    return sites
+        ffns[block.index] = replace(known[kind], block=block.index)
+    return ffns
 
 
 @torch.no_grad()
-def find_neurons(block: Block, module: nn.Module, run: Run) -> Site:
+def find_neurons(block: Block, module: nn.Module, run: Run) -> FFN:
     """The feed-forward neurons of a block in memory; `run` runs it, or a copy of it, on a few tokens."""
     linears = relative(block)
     readers: dict[str, dict[str, Segments]] = {}
@@ -66,72 +66,72 @@ def find_neurons(block: Block, module: nn.Module, run: Run) -> Site:
         found = f"{len(readers)} linears that read neurons" if readers else "no linear that reads neurons"
         raise UnsupportedError(f"{where} has {found}; its width cannot be cut", hint="prunekit methods")
     reader, writers = readers.popitem()
-    site = Site(block.index, linears[reader].shape[1], writers, reader)
-    if problem := disproof(site, module, run):
+    ffn = FFN(block.index, linears[reader].shape[1], writers, reader)
+    if problem := disproof(ffn, module, run):
         raise UnsupportedError(f"no neuron can be cut out of {where}: {problem}")
-    return site
+    return ffn
 
 
 @torch.no_grad()
-def disproof(site: Site, module: nn.Module, run: Run) -> str | None:
+def disproof(ffn: FFN, module: nn.Module, run: Run) -> str | None:
     """What goes wrong when every other unit, which the reader was made to ignore, is cut out of a copy of the block."""
     ignoring = deepcopy(module)
-    gone = torch.arange(0, site.units, 2)
-    keep = torch.ones(site.units, dtype=torch.bool)
+    gone = torch.arange(0, ffn.units, 2)
+    keep = torch.ones(ffn.units, dtype=torch.bool)
     keep[gone] = False
-    reader = ignoring.get_submodule(site.reader)
-    matrix(reader)[:, features(site.columns, gone, site.units)] = 0
+    reader = ignoring.get_submodule(ffn.reader)
+    matrix(reader)[:, features(ffn.columns, gone, ffn.units)] = 0
     expected = run(ignoring)
     try:
-        cut(ignoring, site, keep)
+        cut(ignoring, ffn, keep)
         found = run(ignoring)
     except (RuntimeError, IndexError, ValueError) as error:
-        return f"{site.reader} and {', '.join(site.writers)} do not belong together ({str(error).splitlines()[0]})"
+        return f"{ffn.reader} and {', '.join(ffn.writers)} do not belong together ({str(error).splitlines()[0]})"
     apart = (found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return None if apart <= EXACT[expected.dtype] else f"its output changes by {float(apart):.1e} of its largest value"
 
 
-def per_unit(site: Site, values: Mapping[str, Tensor], module: nn.Module) -> Tensor:
-    """(units,): the sum of values, one for each weight of a site's linears, over the weights that a unit owns.
+def per_unit(ffn: FFN, values: Mapping[str, Tensor], module: nn.Module) -> Tensor:
+    """(units,): the sum of values, one for each weight of a ffn's linears, over the weights that a unit owns.
 
     `values` are shaped like the stored weights and named like them, relative to the block.
     """
-    every, totals = torch.arange(site.units), torch.zeros(site.units)
-    for name in (*site.writers, site.reader):
+    every, totals = torch.arange(ffn.units), torch.zeros(ffn.units)
+    for name in (*ffn.writers, ffn.reader):
         found = values[f"{name}.weight"].float()
         found = found.T if isinstance(module.get_submodule(name), Conv1D) else found
-        segments = site.writers.get(name, site.columns)
-        sums = found.sum(dim=0 if name == site.reader else 1).cpu()
-        totals += sums[features(segments, every, site.units)].reshape(len(segments), site.units, -1).sum(dim=(0, 2))
+        segments = ffn.writers.get(name, ffn.columns)
+        sums = found.sum(dim=0 if name == ffn.reader else 1).cpu()
+        totals += sums[features(segments, every, ffn.units)].reshape(len(segments), ffn.units, -1).sum(dim=(0, 2))
     return totals
 
 
-def widen(site: Site, name: str, tensor: Tensor, units: int, wanted: int, transposed: bool) -> Tensor:
+def widen(ffn: FFN, name: str, tensor: Tensor, units: int, wanted: int, transposed: bool) -> Tensor:
     """A stored tensor of the block, named relative to it, that has `units` units, filled up with zeros to `wanted`."""
-    shape = site.shape(name, tensor.shape, wanted, transposed)
+    shape = ffn.shape(name, tensor.shape, wanted, transposed)
     if shape == tensor.shape:
         return tensor
-    dim, segments = _cut_along(site, name, shape, tensor)
+    dim, segments = _cut_along(ffn, name, shape, tensor)
     return tensor.new_zeros(shape).index_copy_(dim, features(segments, torch.arange(units), wanted), tensor)
 
 
-def shorten(site: Site, name: str, tensor: Tensor, wanted: int, transposed: bool) -> Tensor:
-    """A stored tensor of the block, named relative to it, with the first `wanted` of the site's units."""
-    shape = site.shape(name, tensor.shape, wanted, transposed)
+def shorten(ffn: FFN, name: str, tensor: Tensor, wanted: int, transposed: bool) -> Tensor:
+    """A stored tensor of the block, named relative to it, with the first `wanted` of the ffn's units."""
+    shape = ffn.shape(name, tensor.shape, wanted, transposed)
     if shape == tensor.shape:
         return tensor
-    dim, segments = _cut_along(site, name, shape, tensor)
-    return tensor.index_select(dim, features(segments, torch.arange(wanted), site.units))
+    dim, segments = _cut_along(ffn, name, shape, tensor)
+    return tensor.index_select(dim, features(segments, torch.arange(wanted), ffn.units))
 
 
-def _cut_along(site: Site, name: str, shape: tuple[int, ...], tensor: Tensor) -> tuple[int, Segments]:
+def _cut_along(ffn: FFN, name: str, shape: tuple[int, ...], tensor: Tensor) -> tuple[int, Segments]:
     """The dimension in which a tensor becomes of another shape, and the segments of units along it."""
     dim = next(place for place, size in enumerate(shape) if size != tensor.shape[place])
-    return dim, site.writers.get(name.rpartition(".")[0], site.columns)
+    return dim, ffn.writers.get(name.rpartition(".")[0], ffn.columns)
 
 
 @torch.no_grad()
-def is_added(site: Site, module: nn.Module, run: Run) -> bool:
+def is_added(ffn: FFN, module: nn.Module, run: Run) -> bool:
     """Whether what the reader gives is added to the hidden states as it is, so that it can repair them."""
     before = run(module)
     step = before.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
@@ -139,7 +139,7 @@ def is_added(site: Site, module: nn.Module, run: Run) -> bool:
     def move(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return output + step
 
-    handle = module.get_submodule(site.reader).register_forward_hook(move)
+    handle = module.get_submodule(ffn.reader).register_forward_hook(move)
     try:
         moved = run(module) - before
     finally:
@@ -147,17 +147,17 @@ def is_added(site: Site, module: nn.Module, run: Run) -> bool:
     return bool(((moved - step).abs() <= 0.05 * step).float().mean() > 0.99)
 
 
-def cut(module: nn.Module, site: Site, keep: Tensor) -> None:
+def cut(module: nn.Module, ffn: FFN, keep: Tensor) -> None:
     """Leave only the units of a keep mask (units,) in a block that is in memory, in their order."""
     units = keep.nonzero()[:, 0].cpu()
-    for name, segments in site.writers.items():
+    for name, segments in ffn.writers.items():
         part = module.get_submodule(name)
-        rows = features(segments, units, site.units)
+        rows = features(segments, units, ffn.units)
         _exchange(part, matrix(part)[rows.to(matrix(part).device)])
         if isinstance(bias := getattr(part, "bias", None), Tensor):
             part.bias = nn.Parameter(bias.data[rows.to(bias.device)], requires_grad=False)
-    reader = module.get_submodule(site.reader)
-    columns = features(site.columns, units, site.units).to(matrix(reader).device)
+    reader = module.get_submodule(ffn.reader)
+    columns = features(ffn.columns, units, ffn.units).to(matrix(reader).device)
     _exchange(reader, matrix(reader)[:, columns])
 
 
@@ -182,15 +182,15 @@ def _exchange(part: nn.Module, weight: Tensor) -> None:
 @contextmanager
 def _recorder(module: nn.Module, linears: Mapping[str, Linear]) -> Iterator[dict[str, Tensor]]:
     """Name of a linear -> what it read last, as (tokens, inputs)."""
-    heard: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, given: heard.update({name: given[0].detach().flatten(0, -2).clone()})
+        return lambda _, given: seen.update({name: given[0].detach().flatten(0, -2).clone()})
 
     with ExitStack() as handles:
         for name in linears:
             handles.callback(module.get_submodule(name).register_forward_pre_hook(hook(name)).remove)
-        yield heard
+        yield seen
 
 
 @contextmanager

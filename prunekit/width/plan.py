@@ -16,18 +16,18 @@ from prunekit.depth.removal import plan_removal, runs_own_code
 from prunekit.errors import InputError, UnsupportedError, UsageError
 from prunekit.model.modeling_file import MODULE
 from prunekit.model.prunable import PrunableModel
-from prunekit.model.structure import Site
+from prunekit.model.structure import FFN
 from prunekit.plan import PrunePlan
 from prunekit.width.actions import Narrow
 from prunekit.width.config import NEITHER, default_multiple, find_width_key
-from prunekit.width.neurons import find_sites
+from prunekit.width.neurons import find_ffns
 
 
 @dataclass(frozen=True)
 class Neurons:
     """The feed-forward neurons of a model: where they are, how many a block has, what one costs in parameters."""
 
-    sites: Mapping[int, Site]
+    ffns: Mapping[int, FFN]
     units: int
     cost: int
     parameters: Mapping[int, int]  # of every block
@@ -102,15 +102,15 @@ def neurons(ctx: Context) -> Neurons:
     model = ctx.model
     if ctx.layout == "per-layer":
         refuse_per_layer(model)
-    sites = find_sites(model)
-    site = next(iter(sites.values()))
-    multiple = ctx.width_multiple or default_multiple(site.units)
-    if multiple >= site.units:
+    ffns = find_ffns(model)
+    ffn = next(iter(ffns.values()))
+    multiple = ctx.width_multiple or default_multiple(ffn.units)
+    if multiple >= ffn.units:
         raise UsageError(
-            f"blocks of {site.units} neurons cannot be cut to a multiple of {multiple}", hint="--width-multiple 1"
+            f"blocks of {ffn.units} neurons cannot be cut to a multiple of {multiple}", hint="--width-multiple 1"
         )
-    find_width_key(model, sites, multiple)
-    return Neurons(sites, site.units, _cost(model, site), _parameters(model), multiple)
+    find_width_key(model, ffns, multiple)
+    return Neurons(ffns, ffn.units, _cost(model, ffn), _parameters(model), multiple)
 
 
 def allotted(ctx: Context, found: Neurons) -> dict[int, float] | None:
@@ -121,8 +121,8 @@ def allotted(ctx: Context, found: Neurons) -> dict[int, float] | None:
     if ctx.budget is None:
         return None
     linears, shares = ctx.model.linears(), {}
-    for index, site in found.sites.items():
-        paths = [f"{ctx.model.blocks[index].path}.{name}" for name in (*site.writers, site.reader)]
+    for index, ffn in found.ffns.items():
+        paths = [f"{ctx.model.blocks[index].path}.{name}" for name in (*ffn.writers, ffn.reader)]
         zeros = sum(linears[path].parameters * ctx.budget[path] for path in paths)
         shares[index] = zeros / sum(linears[path].parameters for path in paths)
     return shares
@@ -155,7 +155,7 @@ def plan_narrowing(
     return PrunePlan(method=method, ratio=ctx.ratio, actions=tuple(actions), evidence=evidence or {})
 
 
-def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, Site]:
+def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, FFN]:
     """Where a plan, which a person may have edited, narrows the blocks of a model that it was applied to.
 
     Raises InputError when it asks for what is not there, UsageError when its widths do not fit the layout.
@@ -175,23 +175,23 @@ def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, Site]:
         plan_removal(ctx.model, removed)
     if ctx.layout == "per-layer":
         refuse_per_layer(ctx.model)
-    sites = ctx.model.sites
-    find_width_key(ctx.model, sites, max(widths.values()))
+    ffns = ctx.model.ffns
+    find_width_key(ctx.model, ffns, max(widths.values()))
     for index, units in widths.items():
-        if units > sites[index].units:
-            raise InputError(f"the plan leaves {units} neurons in block {index}, which has {sites[index].units}")
+        if units > ffns[index].units:
+            raise InputError(f"the plan leaves {units} neurons in block {index}, which has {ffns[index].units}")
     if ctx.layout == "uniform" and len(set(widths.values())) > 1:
         raise UsageError(
             f"the plan leaves {min(widths.values())} to {max(widths.values())} neurons in a block; uniform means one",
             hint=NEITHER,
         )
-    return sites
+    return ffns
 
 
 def planned_ratio(model: PrunableModel, plan: PrunePlan) -> float:
     """The fraction of the blocks' parameters that goes with a plan."""
-    site = next(iter(find_sites(model).values()))
-    found = Neurons({}, site.units, _cost(model, site), _parameters(model), 1)
+    ffn = next(iter(find_ffns(model).values()))
+    found = Neurons({}, ffn.units, _cost(model, ffn), _parameters(model), 1)
     known = [index for index in plan.removed_blocks() if index < len(model.blocks)]  # others are refused later
     return found.ratio(known, plan.widths())
 
@@ -214,12 +214,12 @@ def refuse_per_layer(model: PrunableModel) -> None:
         raise UnsupportedError(f"layout per-layer writes a {MODULE} for plain models; {reason}", hint="--layout padded")
 
 
-def _cost(model: PrunableModel, site: Site) -> int:
+def _cost(model: PrunableModel, ffn: FFN) -> int:
     """Parameters of one neuron: what the block loses with it."""
-    block = model.blocks[site.block]
-    shapes = {name: model.tensors[name].shape for name in model.block_tensors(site.block)}
+    block = model.blocks[ffn.block]
+    shapes = {name: model.tensors[name].shape for name in model.block_tensors(ffn.block)}
     fewer = [
-        site.shape(name.removeprefix(f"{block.path}."), shape, site.units - 1, model.is_transposed(name))
+        ffn.shape(name.removeprefix(f"{block.path}."), shape, ffn.units - 1, model.is_transposed(name))
         for name, shape in shapes.items()
     ]
     return _count(shapes.values()) - _count(fewer)

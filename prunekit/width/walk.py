@@ -23,7 +23,7 @@ from prunekit.blockwise.stream import Stream, split
 from prunekit.blockwise.walk import calibration_of, unfinished
 from prunekit.contract import Context
 from prunekit.errors import UnsupportedError
-from prunekit.model.structure import Block, Site
+from prunekit.model.structure import FFN, Block
 from prunekit.plan import PrunePlan
 from prunekit.width.neurons import cut, is_added, matrix, per_unit
 from prunekit.width.plan import check_narrowing
@@ -42,7 +42,7 @@ class Narrowable(Generic[S]):
 
     block: Block
     module: nn.Module
-    site: Site
+    ffn: FFN
     units: int
     inputs: S
     missing: Tensor | None = None
@@ -50,7 +50,7 @@ class Narrowable(Generic[S]):
     @property
     def reader(self) -> nn.Module:
         """The linear that reads the neurons."""
-        return self.module.get_submodule(self.site.reader)
+        return self.module.get_submodule(self.ffn.reader)
 
     @property
     def weight(self) -> Tensor:
@@ -59,15 +59,15 @@ class Narrowable(Generic[S]):
 
     def magnitudes(self) -> Tensor:
         """(neurons,) float32: the norm of all weights that a neuron has, in and out."""
-        names = [f"{name}.weight" for name in (*self.site.writers, self.site.reader)]
+        names = [f"{name}.weight" for name in (*self.ffn.writers, self.ffn.reader)]
         squares = {name: self.module.get_parameter(name).float().square() for name in names}
-        return per_unit(self.site, squares, self.module).sqrt()
+        return per_unit(self.ffn, squares, self.module).sqrt()
 
     def leave(self, keep: Tensor, weight: Tensor | None = None) -> None:
         """Leave the neurons of a keep mask (neurons,), after replacing the reader's weight (outputs, neurons)."""
         if weight is not None:
             self.weight.copy_(weight)
-        cut(self.module, self.site, keep)
+        cut(self.module, self.ffn, keep)
 
 
 @torch.no_grad()
@@ -78,38 +78,38 @@ def narrow(
 
     Statistics of that kind are those of the neurons in the model as it is pruned so far, or in the `dense` one.
     """
-    sites, widths = check_narrowing(ctx, plan), plan.widths()
+    ffns, widths = check_narrowing(ctx, plan), plan.widths()
     samples = split(calibration_of(ctx), ctx.batch_size)
     stream = Stream(ctx.model, [*samples, ctx.probe], ctx.offload)
     beside = Stream(ctx.model, samples, ctx.offload and ctx.offload / "dense") if dense or target != "layer" else None
     for block, module in unfinished(ctx, stream, beside):
-        site = sites[block.index]
+        ffn = ffns[block.index]
         aim = target
-        if aim == "stream" and not is_added(site, module, lambda part, at=block: stream.run(part, at, len(samples))):
-            ctx.note(f"{block.path} does not add what {site.reader} gives to the hidden states: target dense is used")
+        if aim == "stream" and not is_added(ffn, module, lambda part, at=block: stream.run(part, at, len(samples))):
+            ctx.note(f"{block.path} does not add what {ffn.reader} gives to the hidden states: target dense is used")
             aim = "dense"
-        measured = _Measurement(kind.begin(site.units, ctx.device), aim, dense)
-        measured.run(stream, beside, block, module, site)
+        measured = _Measurement(kind.begin(ffn.units, ctx.device), aim, dense)
+        measured.run(stream, beside, block, module, ffn)
         if problem := measured.problem():
             raise UnsupportedError(
-                f"{block.path}.{site.reader} cannot be pruned with this calibration set: {problem}",
+                f"{block.path}.{ffn.reader} cannot be pruned with this calibration set: {problem}",
                 hint="calibrate on more or other text",
             )
-        yield Narrowable(block, module, site, widths[block.index], measured.inputs, measured.missing)
+        yield Narrowable(block, module, ffn, widths[block.index], measured.inputs, measured.missing)
 
 
 @torch.no_grad()
-def statistics_of_dense(ctx: Context, sites: Mapping[int, Site], kind: type[S]) -> Iterator[tuple[int, S, nn.Module]]:
+def statistics_of_dense(ctx: Context, ffns: Mapping[int, FFN], kind: type[S]) -> Iterator[tuple[int, S, nn.Module]]:
     """Of every kept block its index, statistics of its neurons in the dense model, and the linear that reads them."""
     stream = Stream(ctx.model, split(calibration_of(ctx), ctx.batch_size), ctx.offload)
     for block in ctx.model.kept:
         with ctx.model.block(block.index) as module:
-            site = sites[block.index]
-            found, reader = kind.begin(site.units, ctx.device), module.get_submodule(site.reader)
-            with _listener(reader) as heard:
+            ffn = ffns[block.index]
+            found, reader = kind.begin(ffn.units, ctx.device), module.get_submodule(ffn.reader)
+            with _listener(reader) as seen:
                 for batch in range(len(stream.batches)):
                     stream.advance(module, block, [batch])
-                    found.add(heard["input"])
+                    found.add(seen["input"])
             yield block.index, found, reader
 
 
@@ -122,20 +122,20 @@ class _Measurement(Generic[S]):
     of_dense: bool
     missing: Tensor | None = None
 
-    def run(self, stream: Stream, dense: Stream | None, block: Block, module: nn.Module, site: Site) -> None:
+    def run(self, stream: Stream, dense: Stream | None, block: Block, module: nn.Module, ffn: FFN) -> None:
         """Run the block on every calibration batch; takes the dense model through it."""
-        with _listener(module.get_submodule(site.reader)) as heard:
+        with _listener(module.get_submodule(ffn.reader)) as seen:
             for batch in range(len(stream.batches) - 1):
                 wanted = None if dense is None else dense.run(module, block, batch)
                 if dense is not None and wanted is not None:
                     dense.hidden[batch] = dense.keep(wanted, batch)
-                    wanted = heard["output"] if self.target == "dense" else wanted
+                    wanted = seen["output"] if self.target == "dense" else wanted
                 if not self.of_dense:
                     after = stream.run(module, block, batch)
                     if self.target != "layer" and wanted is not None:
-                        now = heard["output"] if self.target == "dense" else after
-                        self._miss(heard["input"], wanted.float() - now.float())
-                self.inputs.add(heard["input"])
+                        now = seen["output"] if self.target == "dense" else after
+                        self._miss(seen["input"], wanted.float() - now.float())
+                self.inputs.add(seen["input"])
 
     def problem(self) -> str | None:
         """Why this cannot be used for pruning, or None."""
@@ -152,13 +152,13 @@ class _Measurement(Generic[S]):
 @contextmanager
 def _listener(part: nn.Module) -> Iterator[dict[str, Tensor]]:
     """What a linear read and gave last."""
-    heard: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}
 
-    def hear(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        heard["input"], heard["output"] = given[0], output
+    def see(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        seen["input"], seen["output"] = given[0], output
 
-    handle = part.register_forward_hook(hear)
+    handle = part.register_forward_hook(see)
     try:
-        yield heard
+        yield seen
     finally:
         handle.remove()

@@ -93,7 +93,7 @@ def replay(toy: Toy, batches: list[Tensor]) -> list[Tensor]:
     for index, block in enumerate(toy.blocks):
         captured.hidden = [captured.calls[batch][index](block, hidden) for batch, hidden in enumerate(captured.hidden)]
     return [
-        logits_of(toy.as_model, ids, hidden, captured.answer)
+        logits_of(toy.as_model, ids, hidden, captured.pack)
         for ids, hidden in zip(batches, captured.hidden, strict=True)
     ]
 

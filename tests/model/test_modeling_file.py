@@ -11,9 +11,9 @@ from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.modeling_file import FILE, auto_map, is_ours, read, render
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.skeleton import build_skeleton
-from prunekit.model.structure import Site
+from prunekit.model.structure import FFN
 
-SITE = Site(0, 64, {"mlp.gate_up_proj": (1, 1), "mlp.down-like": (1,)}, "mlp.down_proj")
+SITE = FFN(0, 64, {"mlp.gate_up_proj": (1, 1), "mlp.down-like": (1,)}, "mlp.down_proj")
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def folder(tmp_path: Path) -> Path:
     """A folder with a rendered model file and a config that leads to it."""
     families.save("llama", tmp_path)
     skeleton = build_skeleton(Checkpoint.open(tmp_path))
-    site = Site(0, 64, {"mlp.gate_proj": (1,), "mlp.up_proj": (1,)}, "mlp.down_proj")
-    (tmp_path / FILE).write_text(render(skeleton, "model.layers", "intermediate_size", 1, site))
+    ffn = FFN(0, 64, {"mlp.gate_proj": (1,), "mlp.up_proj": (1,)}, "mlp.down_proj")
+    (tmp_path / FILE).write_text(render(skeleton, "model.layers", "intermediate_size", 1, ffn))
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"per_layer_config": {"1": {"intermediate_size": 32}}, "auto_map": auto_map(skeleton)}
     (tmp_path / "config.json").write_text(json.dumps(config))

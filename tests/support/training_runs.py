@@ -34,7 +34,7 @@ def trainer(source: Path, gone: tuple[int, ...] = (1,), **more: Any) -> Trainer:
     return Trainer(
         student=student,
         stack_path=model.stack_path,
-        answer=capture(model, [ids[:1]]).answer,
+        pack=capture(model, [ids[:1]]).pack,
         teacher=teacher,
         trained={name: part.requires_grad_() for name, part in student.named_parameters()},
         ids=ids[2:],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.train.fading import Fading, course, mismatch, overheard
+from prunekit.train.fading import Fading, course, mismatch, outputs_of
 
 
 def test_gates_close_together_or_one_after_the_other() -> None:
@@ -43,16 +43,16 @@ def test_a_fading_block_is_itself_at_one_and_nothing_at_zero(tuples: bool) -> No
     x = torch.randn(2, 3, 4)
     fading = Fading(Block(), lambda hidden: (hidden, "rest") if tuples else hidden, again=False)
 
-    def answer(gate: float) -> Tensor:
+    def pack(gate: float) -> Tensor:
         fading.__dict__.update(gate=gate, norm=2)
         found = fading(x, scale=3.0)
         assert isinstance(found, tuple) == tuples
         return found[0] if tuples else found
 
-    assert torch.equal(answer(1.0), 3 * x)
-    assert torch.allclose(answer(0.5), 2 * x)
+    assert torch.equal(pack(1.0), 3 * x)
+    assert torch.allclose(pack(0.5), 2 * x)
     assert fading.distance.item() == pytest.approx((2 * x).flatten(1).norm(dim=1).mean().item(), rel=1e-6)
-    assert torch.equal(answer(0.0), x)
+    assert torch.equal(pack(0.0), x)
     assert fading.distance is None, "a block that is bypassed is not penalised"
 
 
@@ -67,10 +67,10 @@ class Scale(nn.Module):
 
 def test_the_states_that_leave_each_block_are_overheard_only_while_inside() -> None:
     blocks, x = [Scale(2), Scale(3, tuples=True)], torch.ones(1, 2, 4)
-    with overheard(blocks) as heard:
+    with outputs_of(blocks) as seen:
         blocks[1](blocks[0](x))
     blocks[0](5 * x)
-    assert {place: state.unique().tolist() for place, state in heard.items()} == {0: [2], 1: [6]}
+    assert {place: state.unique().tolist() for place, state in seen.items()} == {0: [2], 1: [6]}
 
 
 def test_the_mismatch_is_relative_to_each_token_and_leaves_out_the_blocks_that_go() -> None:

@@ -21,9 +21,9 @@ from prunekit.model.loading import load
 from prunekit.model.modeling_file import FILE, is_ours
 from prunekit.model.prunable import PrunableModel
 from prunekit.model.structure import features
-from prunekit.width.neurons import cut, find_sites, matrix
+from prunekit.width.neurons import cut, find_ffns, matrix
 
-CUTTABLE = (  # of the families that `find_sites` knows, one for each way of being built
+CUTTABLE = (  # of the families that `find_ffns` knows, one for each way of being built
     "llama qwen2 qwen3 gemma gemma2 gemma3 phi phi3 opt gpt2 gpt_neo gpt_neox gptj codegen falcon-new olmo2 granite "
     "cohere stablelm starcoder2 smollm3 glm4 exaone4 nemotron persimmon apertus xglm minicpm3"
 ).split()
@@ -50,11 +50,11 @@ def silence(folder: Path, widths: Mapping[int, int]) -> dict[int, Tensor]:
     model = PrunableModel.open(Checkpoint.open(folder), device="cpu")
     keeps: dict[int, Tensor] = {}
     whole = model_of(folder)
-    for index, site in find_sites(model).items():
-        order = torch.randperm(site.units, generator=torch.Generator().manual_seed(index))
-        keeps[index] = torch.zeros(site.units, dtype=torch.bool).index_fill_(0, order[: widths[index]], True)
-        reader = whole.get_submodule(f"{model.blocks[index].path}.{site.reader}")
-        matrix(reader)[:, features(site.columns, (~keeps[index]).nonzero()[:, 0], site.units)] = 0
+    for index, ffn in find_ffns(model).items():
+        order = torch.randperm(ffn.units, generator=torch.Generator().manual_seed(index))
+        keeps[index] = torch.zeros(ffn.units, dtype=torch.bool).index_fill_(0, order[: widths[index]], True)
+        reader = whole.get_submodule(f"{model.blocks[index].path}.{ffn.reader}")
+        matrix(reader)[:, features(ffn.columns, (~keeps[index]).nonzero()[:, 0], ffn.units)] = 0
     whole.save_pretrained(folder)
     return keeps
 
@@ -62,11 +62,11 @@ def silence(folder: Path, widths: Mapping[int, int]) -> dict[int, Tensor]:
 def narrowed(folder: Path, keeps: Mapping[int, Tensor], target: Path) -> PrunableModel:
     """The model with only the neurons of the keep masks, its blocks finished in a staging folder."""
     model = PrunableModel.open(Checkpoint.open(folder), device="cpu")
-    sites = find_sites(model)
-    model = model.with_edits(Staging.open(target, {}).edits).narrowed(sites)
+    ffns = find_ffns(model)
+    model = model.with_edits(Staging.open(target, {}).edits).narrowed(ffns)
     for index, keep in keeps.items():
         with model.block(index) as module:
-            cut(module, sites[index], keep)
+            cut(module, ffns[index], keep)
             model.commit(index)
     return model
 
@@ -75,7 +75,7 @@ def made(family: str, tmp_path: Path, layout: Any) -> tuple[Path, Path]:
     """A family's tiny model with silent neurons, and the export without them."""
     folder = families.save(family, tmp_path / "dense")
     depth = families.config(family).num_hidden_layers
-    width = next(iter(find_sites(PrunableModel.open(Checkpoint.open(folder), device="cpu")).values())).units
+    width = next(iter(find_ffns(PrunableModel.open(Checkpoint.open(folder), device="cpu")).values())).units
     widths = {index: width // 2 if layout == "uniform" or index % 2 else width // 2 + 8 for index in range(depth)}
     model = narrowed(folder, silence(folder, widths), tmp_path / "work")
     export(model, tmp_path / "out", folder_changes(model, layout))
@@ -158,14 +158,14 @@ def test_unequal_widths_in_layout_uniform_are_a_usage_error(tmp_path: Path) -> N
 def test_a_narrower_model_can_be_pruned_again(tmp_path: Path) -> None:
     _, out = made("llama", tmp_path, "per-layer")
     model = PrunableModel.open(Checkpoint.open(out), device="cpu")
-    assert [site.units for site in find_sites(model).values()] == [40, 32, 40, 32]
+    assert [ffn.units for ffn in find_ffns(model).values()] == [40, 32, 40, 32]
 
 
 def test_blocks_that_are_gone_and_blocks_that_are_narrower_go_together(tmp_path: Path) -> None:
     families.save("llama", tmp_path / "dense")
     keeps = silence(tmp_path / "dense", {0: 32, 1: 40, 2: 32, 3: 64})
     model = narrowed(tmp_path / "dense", {index: keeps[index] for index in (0, 2, 3)}, tmp_path / "work")
-    model = model.without({1}).narrowed({index: site for index, site in model.sites.items() if index != 1})
+    model = model.without({1}).narrowed({index: ffn for index, ffn in model.ffns.items() if index != 1})
     export(model, tmp_path / "out", folder_changes(model, "per-layer"))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_hidden_layers"] == 3

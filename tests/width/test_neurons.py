@@ -12,8 +12,8 @@ from prunekit.blockwise.stream import Stream
 from prunekit.errors import UnsupportedError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.prunable import PrunableModel
-from prunekit.model.structure import Block, Linear, Site, features
-from prunekit.width.neurons import cut, disproof, find_neurons, find_sites, is_added, per_unit, shorten, widen
+from prunekit.model.structure import FFN, Block, Linear, features
+from prunekit.width.neurons import cut, disproof, find_ffns, find_neurons, is_added, per_unit, shorten, widen
 
 GATED = ({"mlp.gate_proj": (1,), "mlp.up_proj": (1,)}, "mlp.down_proj")
 
@@ -41,21 +41,21 @@ def opened(folder: Path) -> PrunableModel:
 def test_the_linears_of_a_neuron_are_found_whatever_they_are_called(
     family: str, units: int, writers: dict, reader: str, tmp_path: Path
 ) -> None:
-    sites = find_sites(opened(families.save(family, tmp_path)))
-    assert [site.block for site in sites.values()] == list(range(families.config(family).num_hidden_layers))
-    assert all((site.units, dict(site.writers), site.reader) == (units, writers, reader) for site in sites.values())
+    ffns = find_ffns(opened(families.save(family, tmp_path)))
+    assert [ffn.block for ffn in ffns.values()] == list(range(families.config(family).num_hidden_layers))
+    assert all((ffn.units, dict(ffn.writers), ffn.reader) == (units, writers, reader) for ffn in ffns.values())
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "mamba", "gemma3n"])
 def test_a_block_without_one_set_of_neurons_is_refused_by_name(family: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"layers\.\d .*linear"):
-        find_sites(opened(families.save(family, tmp_path)))
+        find_ffns(opened(families.save(family, tmp_path)))
 
 
 def test_a_norm_over_all_neurons_is_noticed(tmp_path: Path) -> None:
     model = opened(depth_families.save(depth_families.config("bitnet"), tmp_path))
     with pytest.raises(UnsupportedError, match="neuron"):
-        find_sites(model)
+        find_ffns(model)
 
 
 class Interleaved(nn.Module):
@@ -80,20 +80,20 @@ def run(module: nn.Module) -> Tensor:
 
 
 def test_interleaved_gates_are_told_from_halves() -> None:
-    site = find_neurons(BLOCK, Interleaved(), run)
-    assert (dict(site.writers), site.reader, site.units) == ({"both": (2,)}, "down", 12)
-    halves = Site(0, 12, {"both": (1, 1)}, "down")
-    assert disproof(site, Interleaved(), run) is None
+    ffn = find_neurons(BLOCK, Interleaved(), run)
+    assert (dict(ffn.writers), ffn.reader, ffn.units) == ({"both": (2,)}, "down", 12)
+    halves = FFN(0, 12, {"both": (1, 1)}, "down")
+    assert disproof(ffn, Interleaved(), run) is None
     assert "changes by" in (disproof(halves, Interleaved(), run) or "")
 
 
 def test_cutting_is_ignoring_and_keeps_the_order() -> None:
-    module, site = Interleaved(), Site(0, 12, {"both": (2,)}, "down")
+    module, ffn = Interleaved(), FFN(0, 12, {"both": (2,)}, "down")
     keep = torch.arange(12) % 3 > 0
     expected = module.down.weight.detach()[:, keep].clone()
     ignoring = Interleaved()
     ignoring.down.weight.data[:, ~keep] = 0
-    cut(module, site, keep)
+    cut(module, ffn, keep)
     torch.testing.assert_close(run(module), run(ignoring))
     assert torch.equal(module.down.weight, expected)
     assert (module.both.out_features, module.down.in_features, len(module.both.bias)) == (16, 8, 16)
@@ -109,22 +109,22 @@ def test_features_of_segments() -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("name", ["up.weight", "up.bias", "down.weight", "down.bias", "norm.weight"])
 def test_a_tensor_that_is_filled_up_and_shortened_is_itself(name: str, transposed: bool) -> None:
-    site = Site(0, 6, {"up": (1, 1)}, "down")
+    ffn = FFN(0, 6, {"up": (1, 1)}, "down")
     shapes = {"up.weight": (12, 5), "up.bias": (12,), "down.weight": (5, 6), "down.bias": (5,), "norm.weight": (5,)}
     tensor = torch.rand(shapes[name]) + 1
     tensor = tensor.T if transposed and tensor.dim() == 2 else tensor
-    wide = widen(site, name, tensor, 6, 9, transposed)
+    wide = widen(ffn, name, tensor, 6, 9, transposed)
     assert int((wide == 0).sum()) == wide.numel() - tensor.numel()
-    wider = Site(0, 9, site.writers, "down")
+    wider = FFN(0, 9, ffn.writers, "down")
     assert torch.equal(shorten(wider, name, wide, 6, transposed), tensor)
 
 
 def test_values_are_summed_over_all_weights_of_a_neuron(tmp_path: Path) -> None:
     model = opened(families.save("gpt2", tmp_path))
-    site = find_sites(model)[0]
+    ffn = find_ffns(model)[0]
     with model.block(0) as module:
         values = {name: part.square() for name, part in module.named_parameters()}
-        found = per_unit(site, values, module)
+        found = per_unit(ffn, values, module)
         expected = module.get_parameter("mlp.c_fc.weight").square().sum(dim=0)
         expected += module.get_parameter("mlp.c_proj.weight").square().sum(dim=1)
     torch.testing.assert_close(found, expected)
@@ -135,9 +135,9 @@ def test_whether_the_reader_is_added_to_the_hidden_states_is_found_out(
     family: str, added: bool, tmp_path: Path
 ) -> None:
     model = opened(families.save(family, tmp_path))
-    site, stream = find_sites(model)[0], Stream(model, [torch.arange(8)[None]])
+    ffn, stream = find_ffns(model)[0], Stream(model, [torch.arange(8)[None]])
     with model.block(0) as module:
-        assert is_added(site, module, lambda part: stream.run(part, model.blocks[0], 0)) is added
+        assert is_added(ffn, module, lambda part: stream.run(part, model.blocks[0], 0)) is added
 
 
 def test_an_embedding_of_zeros_hides_no_neuron(tmp_path: Path) -> None:
@@ -147,4 +147,4 @@ def test_an_embedding_of_zeros_hides_no_neuron(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.embed_tokens.weight"][:16] = 0
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    assert find_sites(opened(folder))[0].reader == "mlp.down_proj"
+    assert find_ffns(opened(folder))[0].reader == "mlp.down_proj"

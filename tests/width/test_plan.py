@@ -70,7 +70,7 @@ def test_a_neuron_costs_its_rows_its_biases_and_its_column(tmp_path: Path) -> No
 def test_rounding_that_shows_is_named(tmp_path: Path) -> None:
     ctx = context(families.save("llama", tmp_path), width_multiple=32)
     found = neurons(ctx)
-    plan_narrowing(ctx, "wanda-sp", found, found.widths(found.gone(0.3), found.sites))
+    plan_narrowing(ctx, "wanda-sp", found, found.widths(found.gone(0.3), found.ffns))
     assert "multiples of 32 neurons; 30.00% were asked for" in ctx.notes[0]
 
 
