@@ -24,7 +24,7 @@ os.environ.update(
     HF_HOME=str(CACHE / "huggingface"),
     PRUNEKIT_CACHE=str(CACHE / "prunekit"),
     TOKENIZERS_PARALLELISM="false",
-    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"),
+    OMP_NUM_THREADS="1",  # of each worker: more threads than cores wait for each other, actively
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent
