@@ -10,7 +10,7 @@ CODE := prunekit methods tests docs/scripts
 DEMO := .demo/sample-trsp-30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix docs wheel-test sample-model clean
+.PHONY: help setup demo test quick check fix docs wheel-test sample-model clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ demo: setup  ## take 30 % of the bundled sample's blocks out and compare the res
 test: setup  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
+quick: setup  ## run the tests except those marked slow, in under two minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+
 check: setup  ## lint, formatting, types and who imports whom
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -43,8 +46,9 @@ fix: setup  ## repair what ruff can repair
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-docs: setup  ## write docs/cli.md and docs/schemas again from the code
+docs: setup  ## write docs/cli.md, the table of docs/recipes.md and docs/schemas again from the code
 	$(BIN)/python docs/scripts/cli_page.py docs/cli.md
+	$(BIN)/python docs/scripts/settings_table.py docs/recipes.md
 	$(BIN)/python docs/scripts/schemas.py docs/schemas
 
 wheel-test: setup  ## build the wheel, install it elsewhere, prune the sample there

@@ -1,6 +1,6 @@
 """Several processes that share the work of one run, as `torchrun` or `accelerate launch` start them.
 
-The first process is the run: it alone prints and writes. The others compute their shares beside it, inside `joined`.
+Only the first process prints and writes. The others compute their shares beside it, inside `joined`.
 Everywhere else, and where nobody launched several, there is one process, and every function here hands back what it is
 given. What is exchanged is small and stays on the CPU; weights are the business of `sharding`.
 """
@@ -23,7 +23,7 @@ S = TypeVar("S", list, "torch.Tensor")
 LAUNCHER = re.compile(r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 PATIENCE = timedelta(days=7)  # the others wait while the first measures a large model
-LOST = ("onnection", "imed out", "remote process exit")  # in what gloo and NCCL say of a process that is gone
+LOST = ("onnection", "imed out", "remote process exit")  # in what gloo and NCCL say of a process that has ended
 _size = 1
 
 

@@ -74,7 +74,7 @@ class InputError(PrunekitError):
 
 
 class ResourceError(PrunekitError):
-    """Memory or disk ran out; finished blocks are kept and the same command goes on from them."""
+    """Memory or disk ran out; finished blocks are kept and the same command continues from them."""
 
     exit_code = 5
     kind = "resource"

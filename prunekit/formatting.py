@@ -5,7 +5,7 @@ from typing import Any
 
 
 def number(value: Any) -> str:
-    """A figure with two decimals and commas; what is no number as it is."""
+    """A figure with two decimals and commas; what is not a number as it is."""
     return f"{value:,.2f}" if isinstance(value, int | float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Fresh Python processes, which share neither memory nor imported modules with the one that starts them."""
+"""Fresh Python processes, which share neither memory nor imported modules with the process that starts them."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
 """The decision as data: which places of a model get what, and why; it can be read, saved and applied later.
 
-A plan never holds masks: which weights go in block i depends on the blocks before it being pruned already.
+A plan never holds masks: which weights are zeroed in block i depends on the blocks before it being pruned already.
 """
 
 import hashlib

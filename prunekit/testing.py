@@ -83,7 +83,9 @@ def check_describes_itself(name: str, plugin: type[PlugIn]) -> None:
     """It carries the name it is registered under, and a reader learns the idea and the paper from its file."""
     assert plugin.name == name, f"registered as {name}, calls itself {plugin.name}"
     idea, _, rest = (inspect.getdoc(sys.modules[plugin.__module__]) or "").partition("\n")
-    assert idea.endswith(".") and len(idea.split()) >= 5, f"the module's first docstring line is no sentence: {idea!r}"
+    assert idea.endswith(".") and len(idea.split()) >= 5, (
+        f"the module's first docstring line is not a sentence: {idea!r}"
+    )
     assert plugin.paper, f"{name} names no paper"
     if issubclass(plugin, Method):
         assert "Paper: " in rest, f"the module of {name} does not say 'Paper: ...' under its first line"

@@ -149,7 +149,7 @@ def launched(request: pytest.FixtureRequest, launcher: Callable[..., Any], monke
         monkeypatch.setattr("prunekit.launch.run_module", launcher)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
     """What runs the command line in processes that can be killed."""
     from forks import Server

@@ -137,6 +137,12 @@ def test_the_page_of_the_command_line_is_up_to_date() -> None:
     assert read("docs", "cli.md") == script["page"](), "run: make docs"
 
 
+def test_the_table_of_settings_is_up_to_date() -> None:
+    script = runpy.run_path(str(REPOSITORY / "docs" / "scripts" / "settings_table.py"))
+    page = read("docs", "recipes.md")
+    assert page == script["page"](page), "run: make docs"
+
+
 def test_the_constraints_pin_every_direct_dependency_within_its_range() -> None:
     project = tomllib.loads(read("pyproject.toml"))["project"]
     pins = dict(line.split("==") for line in read(".ci", "constraints.txt").splitlines() if "==" in line)

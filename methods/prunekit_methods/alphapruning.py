@@ -35,7 +35,9 @@ class AlphaPruning(Allocator):
     epsilon: float = Field(
         default=0.2, ge=0, le=1, description="Sparsities lie between 1 - epsilon and 1 + epsilon times a common factor."
     )
-    metric: Metric = Field(default="alpha_peak", description="What is measured of a spectrum; more of it, more goes.")
+    metric: Metric = Field(
+        default="alpha_peak", description="What is measured of a spectrum; the larger it is, the more is pruned."
+    )
     mapping: Literal["block", "matrix", "mixed"] = Field(
         default="block",
         description="One sparsity per block, per matrix, or per block and within it again per matrix.",

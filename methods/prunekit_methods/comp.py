@@ -44,16 +44,16 @@ class COMP(Method):
     paper: ClassVar[str] = "Xu et al. 2025, arXiv:2501.15255"
     needs: ClassVar[Needs] = Needs(calibration=True, blocks=True, widths=True)
 
-    layer_share: float = Field(default=0.25, ge=0, le=1, description="Part of the ratio that goes as whole blocks.")
+    layer_share: float = Field(default=0.25, ge=0, le=1, description="Part of the ratio removed as whole blocks.")
     score: Score = Field(default="condition", description="What a neuron is worth.")
     recover: Literal["weights", "mask", "none"] = Field(
         default="weights",
-        description="What makes up for neurons that go: new output weights, one scalar for every neuron, or nothing.",
+        description="What makes up for removed neurons: new output weights, one scalar for every neuron, or nothing.",
     )
     target: Target | Literal["auto"] = Field(
         default="auto",
         description="What is to be had again: the output of the layer, of the dense layer, or the dense hidden states "
-        "(stream); auto is stream for weights where whole blocks go, else layer.",
+        "(stream); auto is stream for weights where whole blocks are removed, else layer.",
     )
     damping: float = Field(default=0.01, gt=0, description="Pull towards the old weights, times the mean diagonal.")
     mask_variance: float = Field(default=0.1, gt=0, description="Variance of the masks beyond which damping is raised.")

@@ -26,7 +26,7 @@ from prunekit.api import (
 from prunekit.width.least_squares import fluctuation
 from prunekit.width.neurons import matrix
 
-NO_BIAS = "what the neurons that go were on average is dropped: {} has no bias to hold it, and none is added"
+NO_BIAS = "the mean output of the removed neurons is lost: {} has no bias to hold it, and none is added"
 
 
 class FLAP(Method):
@@ -65,14 +65,14 @@ def standardised(scores: Tensor) -> Tensor:
 
 
 def lost(scores: dict[int, Tensor], gone: float) -> dict[int, float]:
-    """How many neurons each block loses when the `gone` smallest scores of the whole model go."""
+    """How many neurons each block loses when the `gone` smallest scores of the whole model are removed."""
     every = torch.cat(list(scores.values()))
     threshold = every.sort().values[min(len(every) - 1, round(gone))]
     return {index: float((score < threshold).sum()) for index, score in scores.items()}
 
 
 def stand_in(place: Narrowable[Moments], keep: Tensor) -> bool:
-    """Add what the neurons that go gave on average to the bias of the linear that reads them; False without one."""
+    """Add the mean output of the removed neurons to the bias of the linear that reads them; False without one."""
     bias = getattr(place.reader, "bias", None)
     if bias is None:
         return False

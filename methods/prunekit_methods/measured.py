@@ -48,7 +48,7 @@ class Measured(Allocator):
 
     score: Literal["auto", "magnitude", "wanda", "sparsegpt"] = Field(
         default="auto",
-        description="By what weights go while it measures; auto is the method that runs, or wanda for any other.",
+        description="Score by which weights are zeroed meanwhile; auto is that of the method, or wanda for any other.",
     )
     samples: int = Field(default=32, ge=1, description="Calibration sequences to measure on, the first ones.")
     rounds: int = Field(default=3, ge=1, le=8, description="How often curves are measured, around the best so far.")
@@ -74,7 +74,7 @@ class Measured(Allocator):
         return search.budget(search.levels)
 
     def score_for(self, method: str) -> Score:
-        """By what weights go while it measures."""
+        """By which score weights are zeroed while it measures."""
         if self.score != "auto":
             return self.score
         known: dict[str, Score] = {score: score for score in SCORES}

@@ -148,7 +148,7 @@ class TRSP(Method):
         return ids[: max(1, times * self.gate_tokens // ids.shape[1])]
 
     def _round(self, ctx: Context, loss: GatedLoss, free: list[int], gone: list[int]) -> dict:
-        """Learn the gates of what is left, with the blocks in `gone` bypassed, and choose the next one to go."""
+        """Learn the gates of what is left, with the blocks in `gone` bypassed, and choose the next one to remove."""
         alive = [index for index in free if index not in gone]
         gates, path = follow(
             loss.without(gone).gradient,

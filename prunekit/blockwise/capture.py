@@ -1,8 +1,8 @@
 """Learn from the model's own forward how each of its blocks is called, and what enters the first one.
 
 Recorders stand in for the blocks while the model runs on token ids. What the model hands to each of them (attention
-masks, rotary embeddings, per-layer settings) is kept, so a block can later be run alone. No family is known by name;
-a model that does more between its blocks than hand on the hidden states is refused.
+masks, rotary embeddings, per-layer settings) is kept, so a block can later be run by itself. No family is known by
+name; a model that does more between its blocks than hand on the hidden states is refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -161,7 +161,7 @@ def _listen(model: PrunableModel, ids: Tensor, pack: Pack, blocks: int | None = 
 
 
 def _learn_pack(model: PrunableModel, ids: Tensor) -> Pack:
-    """Whether blocks return their hidden states alone or first in a tuple, learned by running the first one.
+    """Whether blocks return only their hidden states or a tuple that begins with them, found by running the first.
 
     What else is in the tuple is returned as NaN, so that a model that hands it to a later block is noticed.
     """

@@ -88,7 +88,7 @@ def passed(
     offload: Path | None = None,
     progress: Progress | None = None,
 ) -> Stream:
-    """Token ids (n, window) that have gone through all blocks; the stream gives their logits as often as is asked."""
+    """Token ids (n, window) that have passed through all blocks; the stream gives their logits as often as is asked."""
     progress = progress or Silent()
     stream = Stream(model, split(ids, batch_size or default_batch_size(ids.shape[1])), offload)
     for block in model.kept:

@@ -56,7 +56,7 @@ def compare(run: Run, folders: Folders, baseline: options.Baseline = None) -> No
 
 
 def named(folders: list[Path]) -> dict[str, Path]:
-    """The folders by their names, or by their paths where names are shared; raises InputError for what is none."""
+    """The folders by their names, or by their paths where names are shared; raises InputError for anything else."""
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder", hint="give folders that prunekit prune wrote")

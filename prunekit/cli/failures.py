@@ -122,12 +122,12 @@ def explain(error: BaseException, call: Call | None = None) -> PrunekitError:
 
 
 def _what_is_kept(error: BaseException, call: Call) -> str | None:
-    """How the run can go on, where the working folder says that it keeps something (see `staging`)."""
+    """How the run can be continued, where the working folder says that it keeps something (see `staging`)."""
     if not (kept := getattr(error, "kept", False)):
         return None
     what = kept if isinstance(kept, str) else "finished blocks"
     same = "the same command without --restart" if _asked("--restart", call.words) else "the same command"
-    return f"the {what} are kept; {same} goes on from them"
+    return f"the {what} are kept; {same} continues from them"
 
 
 def _less_memory(error: BaseException, call: Call) -> str:

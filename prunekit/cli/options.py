@@ -175,7 +175,7 @@ PlanOutput = Annotated[  # no variable: PRUNEKIT_OUTPUT is a folder
         envvar=None,
     ),
 ]
-PlanForce = Annotated[bool, option(EXPORT, None, "Replace FILE even if it is no plan.", "--force")]
+PlanForce = Annotated[bool, option(EXPORT, None, "Replace FILE even if it is not a plan.", "--force")]
 Force = Annotated[bool, option(EXPORT, None, "Replace what is in OUT.", "--force")]
 Restart = Annotated[bool, option(EXPORT, None, "Drop what an interrupted run has finished.", "--restart")]
 

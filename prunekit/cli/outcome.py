@@ -60,8 +60,8 @@ def importance(outcome: "Outcome") -> str:
 
 
 def pruned(outcome: "Outcome") -> str:
-    """`, unstructured: 50.00 % of 4,718,592 weights are zero` or `: blocks 1, 4 and 5 of 12 are gone`."""
-    parts = [gone_blocks(outcome)] if outcome.removed_blocks else []
+    """`, unstructured: 50.00 % of 4,718,592 weights are zero` or `: blocks 1, 4 and 5 of 12 were removed`."""
+    parts = [removed_blocks(outcome)] if outcome.removed_blocks else []
     if widths := outcome.widths:
         spread = f"{min(widths)}" if len(set(widths)) == 1 else f"{min(widths)} to {max(widths)}"
         parts.append(f"{spread} neurons are left in {'every block' if len(set(widths)) == 1 else 'a block'}")
@@ -71,12 +71,12 @@ def pruned(outcome: "Outcome") -> str:
     return f", {outcome.pattern}: {zeros}"
 
 
-def gone_blocks(outcome: "Outcome") -> str:
-    """`blocks 1, 4 and 5 of 12 are gone`."""
+def removed_blocks(outcome: "Outcome") -> str:
+    """`blocks 1, 4 and 5 of 12 were removed`."""
     gone = outcome.removed_blocks
     last = f" and {gone[-1]}" if len(gone) > 1 else ""
     named = ", ".join(map(str, gone[:-1] or gone)) + last
-    return f"block{'s' * (len(gone) > 1)} {named} of {outcome.blocks + len(gone)} {'are' if last else 'is'} gone"
+    return f"block{'s' * (len(gone) > 1)} {named} of {outcome.blocks + len(gone)} {'are' if last else 'is'} removed"
 
 
 def parameters(outcome: "Outcome | Relaid") -> str:
@@ -95,7 +95,7 @@ def perplexity(measured: dict[str, Any]) -> str:
 
 
 def change(before: float | str, after: float | str) -> str:
-    """The relative change in brackets; nothing when one of them is no number."""
+    """The relative change in brackets; nothing when one of them is not a number."""
     if isinstance(before, str) or isinstance(after, str) or not before:
         return ""
     return f" ({after / before - 1:+.1%})".replace("%", " %")

@@ -57,7 +57,7 @@ def _show(run: Run, upload: "Upload", dry_run: bool) -> None:
     total = megabytes(sum(file.bytes for file in upload.files))
     run.screen.show(table("file", "size", rows=[*rows, ("in all", total)], right="size"))
     for name in upload.left_out:
-        run.screen.say(f"note: {name} is no part of a model, and is not uploaded")
+        run.screen.say(f"note: {name} is not part of a model and is not uploaded")
     for note in upload.notes:
         run.screen.say(f"note: {note}")
     if upload.private:

@@ -87,11 +87,11 @@ def to_json(data: Mapping[str, Any]) -> str:
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write and flush; a reader that has gone away is no error, and does not change the exit code."""
+    """Write and flush; a reader that has closed the pipe is not an error and does not change the exit code."""
     try:
         try:
             stream.write(text)
-        except UnicodeEncodeError:  # a path whose bytes are no text
+        except UnicodeEncodeError:  # a path whose bytes are not text
             stream.buffer.write(os.fsencode(text))
         stream.flush()
     except BrokenPipeError:
@@ -99,7 +99,7 @@ def write(stream: TextIO, text: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Point a stream whose reader is gone at nothing, so that the interpreter can close it in peace."""
+    """Redirect a stream whose reader has closed to nothing, so that the interpreter can close it in peace."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -41,7 +41,7 @@ class BlockReport(Frozen):
     parameters: int
     bytes: int
     linears: tuple[LinearReport, ...]
-    other_matrices: tuple[str, ...] = Field(description="Matrices that are no linear, such as fused experts.")
+    other_matrices: tuple[str, ...] = Field(description="Matrices that are not linears, such as fused experts.")
 
 
 class SpectrumReport(Frozen):

@@ -118,9 +118,9 @@ def the_one(dense: Iterable[str]) -> str:
 
 
 def dense_of(folders: Mapping[str, Path], baseline: str | None) -> dict[str, str]:
-    """The dense model of each run: the one that is named, else that of its manifest.
+    """The dense model of each run: the named one, else that of its manifest.
 
-    Raises UsageError for a local model, of which a manifest keeps the name alone.
+    Raises UsageError for a local model, of which a manifest keeps only the name.
     """
     if baseline:
         return dict.fromkeys(folders, baseline)

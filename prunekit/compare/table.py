@@ -45,9 +45,11 @@ class Run(Frozen):
     name: str
     source: str = Field(description="The model that was pruned.")
     method: str
-    allocator: str | None = Field(description="What shared out the ratio, where weights went or blocks' widths differ.")
+    allocator: str | None = Field(
+        description="What shared out the ratio, where weights were zeroed or blocks' widths differ."
+    )
     ratio: float
-    pattern: str | None = Field(description="Where zeros may be, where single weights went.")
+    pattern: str | None = Field(description="Where zeros may be, where single weights were zeroed.")
     settings: dict[str, Any] = Field(description="Other settings in which the runs differ: dotted path -> value.")
     parameters: int
     parameters_ratio: float = Field(description="Divided by the source's.")
@@ -127,7 +129,7 @@ def table_of(
 
 
 def effective(manifest: Manifest) -> dict[str, Any]:
-    """Dotted path -> value of the settings that a run went by: none of a calibration that did not take place."""
+    """Dotted path -> value of the settings that mattered to a run: none of a calibration that did not take place."""
     plan, unused = manifest.plan, [] if manifest.calibration else ["calibration."]
     needs = Needs(budget=bool(plan.sparsify()), widths=bool(plan.widths()), blocks=not plan.sparsify())
     unused += idle(needs, manifest.recipe.get("layout", "uniform"))
@@ -232,13 +234,13 @@ def _quality(found: Mapping[str, Any] | None) -> Quality | None:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """Why some figures of a table are no match for others."""
+    """Why some figures of a table cannot be compared with others."""
     notes: list[str] = []
     if len(sources := dict.fromkeys(run.source for run in runs)) > 1:
         notes.append(f"the runs pruned different models: {', '.join(sources)}")
     protocols = {_protocol(run.perplexity) for run in runs if run.perplexity}
     if len(protocols) > 1 and not all(run.measured and run.measured.perplexity for run in runs):
-        notes.append(f"perplexities cannot be compared, for they are on {' / '.join(sorted(protocols))}")
+        notes.append(f"perplexities cannot be compared, since they are on {' / '.join(sorted(protocols))}")
     if missing := [run.name for run in runs if run.quality is None]:
         notes.append(f"no perplexity is known of {', '.join(missing)}")
     return notes

@@ -1,9 +1,9 @@
-"""What changes in config.json when some blocks go: the depth, and everything that says something about each block.
+"""What changes in config.json when some blocks are removed: the depth, and everything said about single blocks.
 
 A family is not known by name; the keys are. A list as long as the model is deep is sliced, lists of block indices are
 renumbered, counts of first blocks recounted, rules such as "every fourth block" rewritten for the blocks that are left.
 What the config class derives by itself, and would derive otherwise at the new depth, is written out. Whether the result
-describes the same blocks is for `layer_proof` to say.
+describes the same blocks is for `proof` to say.
 """
 
 import math
@@ -56,7 +56,7 @@ class Cut:
         return [values[index] for index in self.kept]
 
     def renumber(self, indices: Sequence[int], start: int = 0) -> list[int]:
-        """Where the blocks of these indices, counted from `start`, are now; those that go are left out."""
+        """Where the blocks of these indices, counted from `start`, are now; removed ones are left out."""
         return [new + start for new, old in enumerate(self.kept) if old + start in indices]
 
     def is_per_block(self, key: str, value: object) -> bool:

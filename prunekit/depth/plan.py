@@ -1,7 +1,7 @@
-"""Depth pruning: which blocks may go, what the model loses without each of them, and taking them out.
+"""Depth pruning: which blocks may be removed, what the model loses without each of them, and removing them.
 
-A method that drops blocks decides their order; how many go follows from the ratio, and how the folder changes is the
-business of `layer_removal`.
+A method that removes blocks decides their order; how many are removed follows from the ratio, and how the folder
+changes from `depth.removal`.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -23,7 +23,7 @@ from prunekit.plan import PrunePlan
 
 
 def candidates(ctx: Context, count: int | None = None) -> list[int]:
-    """Indices of the blocks that may go, of which `count` shall (None: as many as the ratio means).
+    """Indices of the blocks that may be removed, of which `count` shall be (None: as many as the ratio means).
 
     Raises UnsupportedError at once, and not after hours, for a model that no block can be taken out of.
     """
@@ -31,9 +31,11 @@ def candidates(ctx: Context, count: int | None = None) -> list[int]:
     if count is None:
         count_removed(ctx)
     elif count > len(free):
-        raise UsageError(f"{count} blocks are to go, and {len(free)} are not protected", hint="--protect-blocks none")
+        raise UsageError(
+            f"{count} blocks are to be removed, and {len(free)} are not protected", hint="--protect-blocks none"
+        )
     refused: UnsupportedError | None = None
-    for index in free:  # which blocks can go may depend on which do: one that can is enough to begin with
+    for index in free:  # which blocks can be removed may depend on which are: one is enough to begin with
         try:
             plan_removal(ctx.model, [index])
             return free
@@ -44,7 +46,7 @@ def candidates(ctx: Context, count: int | None = None) -> list[int]:
 
 
 def count_removed(ctx: Context) -> int:
-    """How many blocks the ratio means; raises UsageError when fewer are free to go."""
+    """How many blocks the ratio means; raises UsageError if fewer are unprotected."""
     return blocks_to_remove(ctx.ratio, len(ctx.model.blocks), ctx.protected)
 
 

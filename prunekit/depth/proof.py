@@ -1,4 +1,4 @@
-"""Proof, from structure alone, that the blocks of a shortened model are the source's blocks.
+"""Proof, from the structure only, that the blocks of a shortened model are the source's blocks.
 
 Both models are built on the meta device from their configs. Every kept block and its counterpart must have the same
 modules, parameters of the same shape, equal buffers and equal settings; only its index may differ. What is left is

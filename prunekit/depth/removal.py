@@ -51,7 +51,7 @@ class Removal:
 
 
 def plan_removal(model: PrunableModel, removed: Collection[int]) -> Removal:
-    """How the folder changes when these blocks go.
+    """How the folder changes when these blocks are removed.
 
     Raises UsageError for blocks that are not there or for all of them, UnsupportedError when a block's mathematics
     depends on its index, or when the config cannot describe the model that is left.
@@ -112,7 +112,7 @@ def protected_blocks(text: str, depth: int) -> frozenset[int]:
         match = re.fullmatch(r"(?:(first|last):)?(\d+)", part.strip())
         if not match:
             raise UsageError(
-                f"{part.strip()!r} of {text!r} is none of first:N, last:N and a block's index", hint=PROTECT
+                f"{part.strip()!r} of {text!r} is not first:N, last:N or the index of a block", hint=PROTECT
             )
         number = int(match[2])
         if number > depth if match[1] else number >= depth:
@@ -123,7 +123,7 @@ def protected_blocks(text: str, depth: int) -> frozenset[int]:
 
 
 def blocks_to_remove(ratio: float, depth: int, protected: Collection[int]) -> int:
-    """How many blocks a ratio means, at least one; raises UsageError when more would go than are not protected."""
+    """How many blocks a ratio means, at least one; raises UsageError if more would be removed than are unprotected."""
     if not 0 < ratio < 1:
         raise UsageError(f"ratio {ratio:g} removes no blocks; expected a number between 0 and 1", hint="--ratio 0.25")
     wanted, free = max(1, round(ratio * depth)), depth - len(set(protected))
@@ -131,7 +131,7 @@ def blocks_to_remove(ratio: float, depth: int, protected: Collection[int]) -> in
         free = min(free, depth - 1)
         raise UsageError(
             f"ratio {ratio:g} removes {wanted} of {depth} blocks, and {len(set(protected))} are protected; "
-            f"at most {free} can go",
+            f"at most {free} can be removed",
             hint=f"--ratio {free / depth:.2f}" if free > 0 else "--protect-blocks none",
         )
     return wanted
@@ -144,7 +144,9 @@ def parse_blocks(text: str, depth: int) -> tuple[int, ...]:
         match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
-            raise UsageError(f"{part.strip()!r} of {text!r} is no block and no range of blocks", hint="blocks=21-28,30")
+            raise UsageError(
+                f"{part.strip()!r} of {text!r} is not a block or a range of blocks", hint="blocks=21-28,30"
+            )
         if last >= depth:
             raise UsageError(f"block {last} is beyond the model's {depth} blocks, 0 to {depth - 1}")
         blocks.update(range(first, last + 1))

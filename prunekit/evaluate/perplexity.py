@@ -71,7 +71,7 @@ class Perplexity:
     tokens: int
 
     def record(self) -> dict[str, Any]:
-        """As JSON: a value that is no number stays visible as "nan" or "inf"."""
+        """As JSON: a value that is not a number stays visible as "nan" or "inf"."""
         return asdict(self) | {"value": self.value if math.isfinite(self.value) else str(self.value)}
 
     @classmethod
@@ -210,8 +210,8 @@ def perplexity(
 ) -> float:
     """Perplexity of windows (n, w), one block of the model in memory at a time; NaN and infinity are answers.
 
-    With `offload`, hidden states wait in files of that folder, which is gone afterwards. Raises InputError for a token
-    id outside the model's vocabulary.
+    With `offload`, hidden states wait in files of that folder, which is removed afterwards. Raises InputError for a
+    token id outside the model's vocabulary.
     """
     check_vocabulary(ids, model.config.get_text_config().vocab_size)
     progress = progress or Silent()

@@ -9,7 +9,7 @@
     └── gates: Verdict, ...        one per limit, model and thing that was measured
 
 A ratio is this model's figure divided by the baseline's: null without a baseline, and where the two cannot be compared.
-A figure that is no number stays visible, as the word "nan", "inf" or "-inf". Nothing here imports torch.
+A figure that is not a number stays visible, as the word "nan", "inf" or "-inf". Nothing here imports torch.
 """
 
 import math

@@ -35,7 +35,7 @@ class Subject:
 
 @dataclass
 class Sessions:
-    """Sessions of one model after another with the baseline, or of each alone where there is none."""
+    """Sessions of one model after another with the baseline, or of each by itself if there is none."""
 
     dense: Subject | None
     options: SpeedOptions

@@ -1,6 +1,6 @@
 """The verdict on every quality gate, for every model and everything that was measured.
 
-What is no number, or could not be measured, never keeps a limit.
+What is not a number, or could not be measured, never keeps a limit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ def failure(verdicts: Sequence[Verdict]) -> GateFailure | None:
 
 
 def _verdict(gate: str, row: Row, limit: float, wanted: str, reading: Reading, *, least: bool = False) -> Verdict:
-    """Whether a number keeps its limit; what is no number never does."""
+    """Whether a number keeps its limit; what is not a number never does."""
     found = reading.found
     known = isinstance(found, int | float)
     passed = known and (found >= limit - ROUNDING if least else found <= limit + ROUNDING)

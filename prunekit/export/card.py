@@ -62,9 +62,9 @@ PER_LAYER = (
     "--layout padded` writes it for whatever loads the source."
 )
 FEWER_BLOCKS = (
-    "Every block that is gone saves its weights on disk, its memory, its share of the key-value cache and its time."
+    "Every removed block saves its weights on disk, its memory, its share of the key-value cache and its time."
 )
-NARROWER = "Every neuron that is gone saves its weights on disk, its memory and its time."
+NARROWER = "Every removed neuron saves its weights on disk, its memory and its time."
 PADDED = (
     "Blocks are filled up with zeros to the widest one: what the widest has lost is saved on disk, in memory and in "
     "time, and no more. `prunekit export FOLDER --layout per-layer` writes each block as wide as it is."
@@ -112,7 +112,7 @@ def model_card(
 def repeat_command(spec: str, changed: Mapping[str, Any], *, edited: bool = False) -> str:
     """The `prunekit prune` that repeats a run, from the settings of its recipe that are not the default.
 
-    A plan that was `edited` is in the manifest alone, from which it can be applied.
+    A plan that was `edited` is only in the manifest, from which it can be applied.
     """
     if edited:
         return shlex.join(["prunekit", "apply", MANIFEST, spec])
@@ -267,7 +267,7 @@ def _perplexity(found: Mapping[str, Any] | None) -> str:
     row = (f"{code(str(found['set']))}, {size}", _number(found["before"]), _number(found["after"]))
     return _table(("perplexity on", "before", "after"), [row]) + (
         f"\n\nA quick figure over {found['tokens']:,} predicted tokens. It compares before with after; "
-        "figures of other protocols, windows or texts are no match for it."
+        "do not compare it with figures of other protocols, windows or texts."
     )
 
 

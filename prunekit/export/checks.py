@@ -171,9 +171,9 @@ def check_generation(model: PreTrainedModel, ids: Tensor) -> tuple[Check, Genera
     """Greedy generation with the cache gives what it gives without; the answer holds the continuation.
 
     Both runs are followed as long as their tokens agree, and through the first place where they do not: until
-    there they have read the same tokens, so their logits must be equal but for rounding. A different token is
+    there they have read the same tokens, so their logits must be equal up to rounding. A different token is
     thus no failure where two logits tie within rounding. In float32 every common step is compared; in half
-    precision, where caching alone moves logits by 2 %, equal tokens are enough. CACHE_SLACK tolerances are
+    precision, where caching moves logits by 2 %, equal tokens are enough. CACHE_SLACK tolerances are
     allowed.
     """
     try:
@@ -231,7 +231,7 @@ def _generate(model: PreTrainedModel, ids: Tensor, use_cache: bool) -> tuple[Ten
 
 def _headers(path: Path) -> Headers:
     with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is not a mapping
         return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 

@@ -1,6 +1,6 @@
 """Write the pruned model as an ordinary folder: safetensors shards and index, config and side files.
 
-Tensors keep the names, the order and the dtypes of the source; where blocks were removed, the ones that follow move
+Tensors keep the names, the order and the dtypes of the source; where blocks were removed, the following ones move
 up. They are written as they are read, so a model larger than memory can be exported. Shards follow huggingface_hub's
 rules, and the same model gives the same bytes.
 """
@@ -153,7 +153,7 @@ def parse_size(text: str) -> int:
     base = 1024 if match and match[2].endswith("i") else 1000
     size = float(match[1]) * base ** " KMGT".index(match[2][:1] or " ") if match else 0
     if size < 1:
-        raise UsageError(f"size {text!r} is no number of bytes such as 500MB", hint="--max-shard-size 5GB")
+        raise UsageError(f"size {text!r} is not a number of bytes such as 500MB", hint="--max-shard-size 5GB")
     return int(size)
 
 
@@ -201,7 +201,7 @@ def _stored(
 ) -> Iterator[tuple[Mapping[str, TensorInfo], Read]]:
     """The tensors to write under the names of the source's files, and what reads them.
 
-    A model that transformers converted while loading, and that was edited, is first saved by transformers, which alone
+    A model that transformers converted while loading, and that was edited, is first saved by transformers, which
     can turn the names back.
     """
     if model.streaming:

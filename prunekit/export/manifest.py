@@ -170,7 +170,7 @@ def _short(value: Any) -> str:
 
 
 def portable(value: Any) -> Any:
-    """The same JSON value with the last part alone of every string that is a path of this machine."""
+    """The same JSON value with only the last part of every string that is a path of this machine."""
     if isinstance(value, dict):
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

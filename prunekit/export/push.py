@@ -1,6 +1,6 @@
 """Publish a model folder on the hub: what will be uploaded is listed before anything is, and only files of a model are.
 
-The token is the one that `hf auth login` keeps, or HF_TOKEN; it is given to huggingface_hub alone, and taken out of
+The token is the one that `hf auth login` keeps, or HF_TOKEN; it is given only to huggingface_hub, and removed from
 whatever goes wrong there.
 """
 
@@ -44,7 +44,7 @@ class Upload(Frozen):
     private: bool
     dry_run: bool = Field(default=True, description="Whether nothing was uploaded.")
     files: tuple[File, ...]
-    left_out: tuple[str, ...] = Field(description="What lies in the folder and is no part of a model.")
+    left_out: tuple[str, ...] = Field(description="What lies in the folder and is not part of a model.")
     notes: tuple[str, ...] = ()
     url: str | None = Field(default=None, description="Where it is now; null for a dry run.")
     commit: str | None = None
@@ -57,7 +57,8 @@ def prepare(folder: Path, repo: str, *, private: bool = False) -> Upload:
     """
     if not REPO.fullmatch(repo) or ".." in repo:
         raise UsageError(
-            f"{repo!r} is no repository; expected owner/name", hint=f"prunekit push {folder} you/{folder.name}"
+            f"{repo!r} is not the name of a repository; expected owner/name",
+            hint=f"prunekit push {folder} you/{folder.name}",
         )
     Manifest.read(folder)
     Checkpoint.open(folder)
@@ -75,7 +76,7 @@ def prepare(folder: Path, repo: str, *, private: bool = False) -> Upload:
 
 
 def push(folder: Path, upload: Upload, *, force: bool = False) -> Upload:
-    """Create the repository if there is none, and upload the files in one commit; weights that were there go.
+    """Create the repository if there is none, and upload the files in one commit; weights that were there are removed.
 
     Raises UsageError where the repository holds something else or is public although `private` was asked for, and
     InputError for whatever the hub refuses.
@@ -117,7 +118,7 @@ def _look(api: HfApi, upload: Upload, force: bool) -> list[str] | None:
 def _operations(
     folder: Path, upload: Upload, there: Sequence[str]
 ) -> Iterator[CommitOperationAdd | CommitOperationDelete]:
-    """Every file, the card with the repository's name in it; shards of an older upload are no part of this model."""
+    """Every file, the card with the repository's name in it; shards of an older upload are not part of this model."""
     names = {file.name for file in upload.files}
     for name in sorted(names):
         yield CommitOperationAdd(name, _card(folder, upload.repo) if name == CARD else folder / name)

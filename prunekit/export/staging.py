@@ -2,11 +2,11 @@
 
 .OUT.prunekit/               OUT/.prunekit where nothing can be moved from beside OUT into it, as when OUT is a mount
     lock                 held by the run that is at work, given back by the system however it ends
-    signature.json       what the run depends on; another run may go on from here only if it is the same
+    signature.json       what the run depends on; another run may continue from here only if it is the same
     plan.json            what was decided, once it is
     blocks/00003.safetensors   each pruned block, written, synced and renamed before the next begins
     blocks/outside.safetensors embeddings, norm and head, where a method changed them
-    work/                the state of long work, such as training, from which it can go on
+    work/                the state of long work, such as training, from which it can continue
     done.json            the notes of pruning, once all of it is done
     stage-1/             blocks/, work/, done.json of the first recovery after it, and so on
     hidden/              hidden states that wait on disk; every run makes its own
@@ -44,7 +44,7 @@ PLAN = "plan.json"
 class Staging:
     """One run's working folder; `open` begins or resumes it, `publish` moves the result into place.
 
-    As a context manager it lets go of the folder at the end: what is `kept` stays for the next run, and a folder
+    As a context manager it releases the folder at the end: what is `kept` stays for the next run, and a folder
     without any is removed. An exception that passes through gets an attribute `kept`, which says which it was.
     """
 
@@ -66,7 +66,7 @@ class Staging:
         force: bool = False,
         restart: bool = False,
     ) -> Self:
-        """Begin a run that will end at `target`, or go on with one that was interrupted: `reserve`, then `begin`."""
+        """Begin a run that will end at `target`, or continue one that was interrupted: `reserve`, then `begin`."""
         staging = cls.reserve(target, source=source, force=force)
         staging.begin(signature, restart=restart)
         return staging
@@ -93,7 +93,7 @@ class Staging:
         return staging
 
     def begin(self, signature: Mapping[str, Any], *, restart: bool = False) -> None:
-        """Begin the run, or go on with the one that was interrupted.
+        """Begin the run, or continue one that was interrupted.
 
         Raises UsageError when that had another signature.
         """
@@ -119,7 +119,7 @@ class Staging:
 
     @contextmanager
     def released_on_error(self) -> Iterator[None]:
-        """Let go of the folder if what is done here fails."""
+        """Release the folder if what is done here fails."""
         try:
             yield
         except BaseException as error:
@@ -133,7 +133,7 @@ class Staging:
             self._lock = None
 
     def _begin(self, signature: dict[str, Any], restart: bool) -> bool:
-        """Whether there is a run to go on with; what it left of an export is dropped."""
+        """Whether there is a run to continue; what it left of an export is dropped."""
         path = self.folder / SIGNATURE
         for folder in (self.export_dir, self.hidden, self.folder / "old"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -152,7 +152,7 @@ class Staging:
 
     @property
     def kept(self) -> bool:
-        """Whether there is finished work that another run can go on from."""
+        """Whether there is finished work that another run can continue from."""
         return bool(self.edits.finished_blocks()) or any(self.work.glob("*"))
 
     @cached_property
@@ -168,7 +168,7 @@ class Staging:
 
     @property
     def hidden(self) -> Path:
-        """Where hidden states wait on disk; gone when the run ends, for the next one makes them anew."""
+        """Where hidden states wait on disk; removed when the run ends, since the next one makes them anew."""
         return self.folder / "hidden"
 
     @property
@@ -249,7 +249,7 @@ def _check_signature(found: dict[str, Any], expected: dict[str, Any], folder: Pa
         details = "; ".join(_difference(key, found.get(key), expected.get(key)) for key in differing)
         raise UsageError(
             f"{folder} holds an interrupted run that differs from this one in {details}",
-            hint="repeat the old command to go on with it, or add --restart to drop it",
+            hint="repeat the old command to continue it, or add --restart to drop it",
         )
 
 

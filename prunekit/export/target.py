@@ -1,4 +1,4 @@
-"""Where a model folder may be written: nothing but a model is ever replaced, and never the one that is read."""
+"""Where a model folder may be written: only a model is ever replaced, and never the model that is read."""
 
 import os
 from contextlib import suppress

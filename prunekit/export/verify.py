@@ -220,7 +220,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--trust-remote-code", action="store_true")
     arguments = vars(parser.parse_args(words))
     try:
-        with redirect_stdout(sys.stderr):  # whatever a library prints, stdout carries the answer alone
+        with redirect_stdout(sys.stderr):  # whatever a library prints, stdout carries only the answer
             found = inspect_folder(**arguments)
         answer, code = found.model_dump_json(), 0 if found.passed else VerificationError.exit_code
     except OUT_OF_MEMORY as error:

@@ -63,7 +63,7 @@ def _snapshot(name: str, revision: str | None, offline: bool) -> Path:
         raise InputError(f"the hub has no model {name}, or it is private", hint="log in with: hf auth login") from error
     except LocalEntryNotFoundError as error:
         raise InputError(
-            f"{name} is no folder here and not in the hub's cache, and the hub cannot be reached",
+            f"{name} is not a folder here and not in the hub's cache, and the hub cannot be reached",
             hint=f"fetch it where there is a network: hf download {name}",
         ) from error
     except Exception as error:  # the hub's client lets the errors of its HTTP library through

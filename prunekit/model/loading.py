@@ -20,7 +20,7 @@ def load(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
     """The model of a local folder; `options` go to `AutoModelForCausalLM.from_pretrained`.
 
     The model file of a folder in layout per-layer runs without `trust_remote_code` when it is, to the letter, what
-    prunekit writes; any other code still needs it. Raises InputError for a folder that is no model.
+    prunekit writes; any other code still needs it. Raises InputError for a folder that is not a model.
     """
     checkpoint = Checkpoint.open(Path(path))
     options.setdefault("trust_remote_code", is_ours(checkpoint.folder, checkpoint.config))

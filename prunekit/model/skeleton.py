@@ -36,7 +36,7 @@ def build_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=_trusted(checkpoint, trust_remote_code))
     except ImportError as error:
         raise UnsupportedError(f"the model needs a package that is not installed: {error}") from error
-    except Exception as error:  # whatever a family's constructor makes of numbers that do not go together
+    except Exception as error:  # whatever a family's constructor raises for inconsistent numbers
         raise InputError(
             f"transformers cannot build the model of {checkpoint.folder / 'config.json'}: {error}"
         ) from error

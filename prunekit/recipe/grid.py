@@ -3,7 +3,7 @@
     method: [trsp, shortgpt]
     ratio: [0.1, 0.2, 0.3]
     options:
-      trsp: {stage2: none}        # options under a method's name are for that method alone
+      trsp: {stage2: none}        # options under a method's name are for that method only
 
 A list is a list of values to try, unless the setting itself takes a list. Settings that mean nothing to a method (a
 ratio where it is told what goes, a pattern where it zeroes nothing) are left out for it, and equal runs are run once.

@@ -62,7 +62,7 @@ class Gates(Frozen):
 
 
 def amount(text: str, units: dict[str, int]) -> float:
-    """`9GB`, `2pt`, `15%` or `5B` without what stands behind the number and is no unit."""
+    """`9GB`, `2pt`, `15%` or `5B` without what stands behind the number and is not a unit."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(.*)", text)
     assert found is not None, text  # the field's pattern
     return float(found[1]) * units.get(found[2].removesuffix("B") if units is BYTES else found[2], 1)

@@ -168,7 +168,7 @@ OPTIONS: dict[str, Option] = {
         panel=EVALUATION,
         metavar="SET",
         choices=TEXTS,
-        otherwise="that which belongs to the calibration text",
+        otherwise="the evaluation part of the calibration text",
     ),
     "protocol": Option(
         ("evaluation.protocol",),

@@ -138,7 +138,7 @@ def recoveries(recipe: Recipe) -> "tuple[Recovery, ...]":
 
 
 def amount(recipe: Recipe) -> list[str]:
-    """How much goes, as parts of a name: `50`, `2-4`, or `N-8` and `50`."""
+    """How much is removed, as parts of a name: `50`, `2-4`, or `N-8` and `50`."""
     parts = [] if recipe.pattern == "unstructured" else [recipe.pattern.replace("*", "N").replace(":", "-")]
     if recipe.ratio is not None and Pattern.parse(recipe.pattern).sparsity is None:
         parts.append(f"{recipe.ratio * 100:g}")

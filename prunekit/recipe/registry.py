@@ -1,7 +1,7 @@
 """Plug-ins by name: what is installed, read from entry points and source files, and the classes behind names.
 
 Listing reads each plug-in's source with `ast` and imports nothing, so that `prunekit methods` is quick and a
-plug-in that cannot be imported harms nobody. Only `load` imports, and only the plug-in that was asked for.
+plug-in that cannot be imported affects no other. Only `load` imports, and only the plug-in that was asked for.
 """
 
 import ast

@@ -58,7 +58,7 @@ def collect(
     environ: Mapping[str, str] | None = None,
     file: Path | None = None,
 ) -> dict[str, Given]:
-    """What was given for each dotted path, the strongest place alone, as it was given."""
+    """What was given for each dotted path, from the strongest place, as it was given."""
     return _from_file(file) | _from_environment(environ or {}) | _from_sets(sets) | _from_flags(flags or {})
 
 

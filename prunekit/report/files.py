@@ -21,9 +21,9 @@ def check(path: Path) -> None:
             hint=f"--report {path.stem or 'report'}.html",
         )
     if path.is_dir() or (path.exists() and not _is_report(path)):
-        raise UsageError(f"{path} exists already and is no report", hint="choose another file for --report")
+        raise UsageError(f"{path} exists already and is not a report", hint="choose another file for --report")
     if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is no folder to write a report to", hint=f"mkdir -p {path.parent}")
+        raise UsageError(f"{path.parent} is not a folder", hint=f"mkdir -p {path.parent}")
 
 
 def write(path: Path, report: Report, data: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ def repeated(found: Mapping[str, Any] | None) -> Section:
     kinds = ("environment", "settings", "record")
     rows = [[name, kind, change] for kind in kinds for name, change in found[kind].items()]
     differing = [Table("What is not the same", ["", "kind", "now, and then"], rows)] if rows else []
-    weights = {"equal": "equal to the byte", "differ": "different", "absent": "not compared, for there were none"}
+    weights = {"equal": "equal to the byte", "differ": "different", "absent": "not compared, since there were none"}
     text = f"It repeats {found['manifest']}; the weights are {weights[found['weights']]}."
     return Section("Repeated", text=[text, *filter(None, [found["difference"]])], tables=differing)
 

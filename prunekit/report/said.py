@@ -40,7 +40,7 @@ def side_by_side(
         prompt = beginning(read_text(text, column=column, offline=offline).documents)
         more = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         return continuations(folders, prompt, progress=progress, **more), ""
-    except (InputError, ValueError, OSError) as error:  # no tokenizer, no text; a report is no reason to fail
+    except (InputError, ValueError, OSError) as error:  # no tokenizer, no text; a report must not fail for that
         return [], f"No sample: {error}"
 
 

@@ -40,7 +40,7 @@ class Repeat(Frozen):
 
 
 def read(place: Path) -> tuple[Path, Manifest]:
-    """A manifest, named by its file or its folder, and the folder; raises InputError when it is none."""
+    """A manifest, named by its file or its folder, and the folder; raises InputError if it is not one."""
     folder = place if place.is_dir() else place.parent
     if not place.is_dir() and place.name != MANIFEST:
         raise InputError(f"{place} is not called {MANIFEST}", hint=f"--from OUT or --from OUT/{MANIFEST}")
@@ -88,7 +88,7 @@ def repeat(
     """Run a recipe that `recipe_of` a manifest gave, and compare with the folder that the manifest lies in.
 
     Raises what `pipeline.prune` raises, and InputError when the model's files are not those of the manifest. A plan
-    that somebody had edited is carried out as it is, for no method would make it again.
+    that was edited is carried out as it is, since no method would make it again.
     """
     target = output or default_output(recipe)
     more: dict[str, Any] = {"progress": progress, "options": options}

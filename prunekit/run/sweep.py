@@ -102,7 +102,7 @@ def sweep(
     """Run the cells that are not done yet, `jobs` at a time, and put all of them into one table.
 
     The table holds what the manifests say, the counted work per token, and the answers to `questions`. A cell that
-    cannot be run does not stop the others. Raises UsageError when OUT is no place for a sweep or holds another cell's
+    cannot be run does not stop the others. Raises UsageError when OUT cannot hold a sweep or holds another cell's
     result, or what is asked of the cells cannot be measured, ResourceError when memory or disk run out, and what ends
     a run from outside.
     """
@@ -170,7 +170,9 @@ def _check_output(output: Path) -> None:
     if not output.is_dir() or any((output / name).exists() for name in OWN):
         return
     if others := sorted(path.name for path in output.iterdir()):
-        raise UsageError(f"{output} is no folder of a sweep: it holds {others[0]}", hint="choose another place with -o")
+        raise UsageError(
+            f"{output} is not the folder of a sweep: it holds {others[0]}", hint="choose another place with -o"
+        )
 
 
 def _forget(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Work in processes of its own, several at a time, none of which outlives the one that started it.
+"""Work in processes of its own, several at a time, none of which outlives the process that started it.
 
 A worker imports what it needs itself, so that this file stays light, and ends as soon as its starter is gone, however
 that ended: it waits on a pipe whose other end only the starter holds.
@@ -24,8 +24,8 @@ def run_all(function: str, orders: Mapping[str, Any], jobs: int) -> Iterator[tup
     """The name of each order and what `function`, written `module:name`, answers to it, as they come in.
 
     At most `jobs` processes run at once. An error of prunekit's is an answer, too; any other is raised here, and one
-    that ends a process is a ResourceError: the system ends those that take too much memory. Where the caller stops to
-    listen, all processes are ended.
+    that ends a process is a ResourceError: the system ends those that take too much memory. If the caller stops
+    iterating, all processes are terminated.
     """
     waiting, running = list(orders), dict[Connection, tuple[str, BaseProcess]]()
     try:

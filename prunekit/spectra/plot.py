@@ -28,7 +28,7 @@ STYLE: Any = {
 def check_figure(file: Path) -> None:
     """Raise UsageError unless a picture can be drawn and its format is known."""
     if file.suffix not in SUFFIXES:
-        raise UsageError(f"a figure is written as {', '.join(SUFFIXES)}; {file.name} is none", hint="--figure out.svg")
+        raise UsageError(f"a figure is written as {', '.join(SUFFIXES)}; {file.name} is not", hint="--figure out.svg")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

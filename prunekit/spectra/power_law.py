@@ -20,13 +20,13 @@ STRIDE = 16  # of the eigenvalues that a first look takes; the best tail is then
 ROUNDING = 1e-12
 BINS = 100  # of the histogram whose fullest bin is the peak
 STEEPEST = 1e5  # an exponent above it is that of a tail whose eigenvalues are all the same, or of a single one
-FLAT = 1e-5  # ln of the largest over the smallest eigenvalue, below which all are the same but for rounding
+FLAT = 1e-5  # ln of the largest over the smallest eigenvalue, below which all are equal up to rounding
 
 
 def measure(values: Tensor, metric: Metric, lower_bound: LowerBound = "released") -> float:
     """A metric of eigenvalues (n,), float64 and ascending; zeros are left out. 0 where it is not defined.
 
-    An exponent is not defined for fewer than two eigenvalues, nor where all are the same but for rounding.
+    An exponent is not defined for fewer than two eigenvalues, nor where all are equal up to rounding.
     """
     values = values[values > 0]
     if len(values) == 0:
@@ -67,7 +67,7 @@ def alpha_ks(values: Tensor) -> float:
 
 def best_tail(values: Tensor, first: int, stop: int) -> float:
     """The exponent of the best of the tails that begin at `first` to `stop` - 1, the first of equals; 0 without any."""
-    stop = min(stop, len(values) - 1)  # the last eigenvalue alone is no tail
+    stop = min(stop, len(values) - 1)  # one eigenvalue is not a tail
     if first >= stop:
         return 0.0
     exponents, places = hill(values), torch.arange(first, stop)

@@ -38,7 +38,7 @@ def read_stdin() -> list[str]:
 
 
 def decode(data: bytes, name: str) -> str:
-    """UTF-8 bytes as text, exactly but for a byte order mark; raises InputError naming the first bad byte."""
+    """UTF-8 bytes as text, exactly, except for a byte order mark; raises InputError naming the first bad byte."""
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -73,8 +73,8 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 def parts(rows: Tensor, most: int) -> Iterator[tuple[Tensor, int]]:
     """This process's share of some sequences, at most so many at a time, each part with how often it counts, 1 or 0.
 
-    All processes pass equally many parts through a model, for they meet in each block: one that has fewer to do
-    computes some for nothing.
+    All processes pass equally many parts through a model, since they synchronise in each block: a process
+    that has fewer computes some for nothing.
     """
     shares = distributed.size()
     mine = [(part, 1) for part in distributed.share(rows).split(most) if len(part)]

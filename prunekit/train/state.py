@@ -1,4 +1,4 @@
-"""A training run on disk, from which it can go on: weights, AdamW's moments, the best weights so far, where it stands.
+"""A training run on disk, from which it can continue: weights, AdamW's moments, the best weights so far, its step.
 
 Of several processes the first one reads and writes the file, whole tensors; the others help, without a folder.
 """

@@ -139,7 +139,7 @@ class Trainer:
             return self._held_out(blocks, gate).loss
 
     def _step(self, optimizer: torch.optim.Optimizer, blocks: dict[int, Fading]) -> float:
-        """One update; returns its loss, and changes nothing when that is no number."""
+        """One update; returns its loss, and changes nothing when that is not a number."""
         for group in optimizer.param_groups:
             group["lr"] = self.schedule.rate_at(self.update)
         fade(blocks, self.course(self.update), self.objective.norm if self.objective.penalty else 0)
@@ -171,7 +171,7 @@ class Trainer:
 
     @torch.no_grad()
     def _wanted(self, ids: Tensor) -> Seen | None:
-        """What the dense model sees, if there is a teacher; first, for the student's graph must stay as it is."""
+        """What the dense model sees, if there is a teacher; before the student's graph is built."""
         if self.teacher is None:
             return None
         if self.teacher is not self.student:
@@ -203,7 +203,7 @@ class Trainer:
         return [part.block if isinstance(part, Fading) else part for part in self._stack(model)]
 
     def _rows(self) -> Tensor:
-        """The sequences of this update: each epoch is a permutation of its own, from the seed alone."""
+        """The sequences of this update: each epoch is a permutation of its own, determined by the seed."""
         count, batch = len(self.ids), min(self.schedule.batch, len(self.ids))
         epoch, place = divmod(self.update, count // batch)
         seed = (self.seed * 1_000_003 + epoch) % 2**63  # what a generator takes

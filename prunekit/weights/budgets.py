@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-MOST = 0.99  # of a place that may go: what is left must be able to say something
+MOST = 0.99  # of a place that may be removed: what is left must still carry information
 
 
 def spread(metrics: Sequence[float], sizes: Sequence[int], target: float, epsilon: float) -> list[float]:
@@ -58,7 +58,7 @@ def shift(wanted: Sequence[float], sizes: Sequence[int], target: float) -> list[
 
 
 def round_to_counts(wanted: Sequence[float], sizes: Sequence[int], target: float, group: int) -> list[int]:
-    """How many of every `group` weights go in each place, as near to the wanted sparsities as whole numbers allow.
+    """How many of every `group` weights are zeroed in each place, as near to the wanted sparsities as they can be.
 
     All are rounded down; then, from the largest remainder on, each takes one more where that brings the mean nearer to
     the target. At least one weight of a group stays.
@@ -85,7 +85,7 @@ def share_bits(alphas: Sequence[float], sizes: Sequence[int], mean: float, span:
 
 
 def cheapest(curves: Sequence[Mapping[float, float]], sizes: Sequence[int], target: float) -> list[float]:
-    """The sparsities of least total harm, from one curve per place: sparsity -> harm, at the same sparsities or not.
+    """The sparsities of least total loss, from one curve per place: sparsity -> loss, at the same sparsities or not.
 
     Each curve is made convex (the lower hull of its points) and read as straight between its points. Then the pieces
     are taken by what they cost per weight, the cheapest first, until the target is met, which is the exact optimum.

@@ -75,7 +75,7 @@ def check_plan(model: PrunableModel, plan: PrunePlan) -> None:
         other = next(action for action in plan.actions if action.place not in actions)
         raise InputError(f"the plan wants {other.kind} for {other.place}; {plan.method} only zeroes weights of linears")
     if unknown := next((path for path in actions if path not in linears), None):
-        raise InputError(f"the plan names {unknown}, which is no linear of this model")
+        raise InputError(f"the plan names {unknown}, which is not a linear of this model")
     if left_out := next((path for path in linears if path not in actions), None):
         raise InputError(f"the plan has no action for {left_out}", hint="a sparsity of 0 leaves a linear as it is")
     for path, action in actions.items():

@@ -40,9 +40,9 @@ class Trial:
 
 @dataclass
 class Sensitivity:
-    """Token ids (sequences, tokens) to measure on, the score by which weights go, and the work done so far.
+    """Token ids (sequences, tokens) to measure on, the score by which weights are removed, and the work done so far.
 
-    `forwards` counts the blocks that were run, each over all sequences. A model must not be resident, for what is
+    `forwards` counts the blocks that were run, each over all sequences. A model must not be resident, since what is
     pruned here is forgotten when its block is freed.
     """
 
@@ -118,7 +118,7 @@ class Sensitivity:
 
 
 def or_inf(loss: float) -> float:
-    """A loss that is no number is that of a ruined model."""
+    """A loss that is not a number is that of a ruined model."""
     return math.inf if math.isnan(loss) else loss
 
 

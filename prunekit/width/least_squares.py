@@ -1,7 +1,7 @@
 """Which neurons of a feed-forward layer to leave out, and how the others make up for them.
 
 The layer that reads the neurons is y = W x with W (outputs, n); X (tokens, n) is what calibration saw of them. Two
-least squares problems are solved, both in float64 and both from the Gram matrix H = X^T X alone:
+least squares problems are solved, both in float64 and both from the Gram matrix H = X^T X:
 
     masks     min over m of  || sum_i m_i x_i w_i - T ||^2 + lambda || m - 1 ||^2      Gram matrix G = H o (W^T W)
     weights   min over W' of || X W'^T - T ||^2 + lambda || W' - W ||^2                Gram matrix H
@@ -138,7 +138,7 @@ def _remove_chunk(p: Tensor, value: Tensor, keep: Tensor, count: int) -> None:
 
 
 def keep_largest(scores: Tensor, count: int) -> Tensor:
-    """Keep mask (n,) of the `count` largest scores; of equals the earlier goes."""
+    """Keep mask (n,) of the `count` largest scores; of equal scores the earlier is removed."""
     keep = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     keep[scores.argsort(stable=True)[len(scores) - count :]] = True
     return keep

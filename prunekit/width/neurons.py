@@ -1,9 +1,9 @@
 """Cut neurons out of a block so that all its linears agree.
 
-A neuron of a feed-forward layer can only go as a whole: a row of gate and up, a column of down, in whatever linears a
-family keeps them. Which of these belong together is not told by their names. It is found by running a block: of a
-neuron's `writers` a disturbance reaches one input of the `reader` and no other token; and it is proven: a block whose
-reader ignores some neurons computes the same when they are cut out.
+A neuron of a feed-forward layer can only be removed as a whole: a row of gate and up, a column of down, in whatever
+linears a family keeps them. Their names do not say which belong together. It is found by running a block: a disturbance
+of a neuron's `writers` reaches one input of the `reader` and no other token. And it is proven: a block whose reader
+ignores some neurons computes the same when they are removed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,9 @@ def find_ffns(model: PrunableModel) -> dict[int, FFN]:
     """
     tokens = torch.arange(PROBE_TOKENS)[None] % model.config.get_text_config().vocab_size
     stream = Stream(model, [tokens])
-    hidden = stream.hidden[0]  # the model's own would do, but for embeddings of zero, such as that of a padding token
+    hidden = stream.hidden[
+        0
+    ]  # the model's own would do, except for embeddings of zero, such as that of a padding token
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     stream.hidden[0] = (noise * (hidden.float().std() or 1)).to(hidden.dtype)
     known: dict[tuple, FFN] = {}

@@ -1,7 +1,7 @@
 """Width pruning: how many neurons every block keeps, and leaving the others out.
 
-A method decides how important blocks and neurons are; how many neurons go follows from the ratio, how a block is cut is
-the business of `width`, and how config.json says so that of `width_config`.
+A method decides how important blocks and neurons are; how many neurons are removed follows from the ratio. `neurons`
+cuts a block, `config` finds how config.json says so.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -34,7 +34,7 @@ class Neurons:
     multiple: int
 
     def gone(self, ratio: float, removed: Collection[int] = ()) -> float:
-        """How many neurons of the other blocks must go when these blocks do.
+        """How many neurons of the other blocks must be removed when these blocks are.
 
         Raises UsageError when there are not so many.
         """
@@ -52,7 +52,7 @@ class Neurons:
         return max(0.0, wanted)
 
     def widths(self, gone: float, blocks: Collection[int], shares: Mapping[int, float] | None = None) -> dict[int, int]:
-        """Block -> how many neurons stay when `gone` of them go: equally many each, or in proportion to `shares`.
+        """Block -> how many neurons stay when `gone` are removed: equally many each, or in proportion to `shares`.
 
         Widths are multiples, and together as near as these can be.
         """
@@ -62,7 +62,7 @@ class Neurons:
         return dict(zip(blocks, self._rounded_together([self.units - cut for cut in cuts]), strict=True))
 
     def ratio(self, removed: Collection[int], widths: Mapping[int, int]) -> float:
-        """The fraction of the blocks' parameters that goes with these blocks and widths."""
+        """The fraction of the blocks' parameters that these blocks and widths remove."""
         gone = sum(self.parameters[index] for index in removed)
         gone += sum(self.cost * (self.units - width) for width in widths.values())
         return gone / sum(self.parameters.values())
@@ -147,7 +147,7 @@ def plan_narrowing(
         )
     if abs(reached - ctx.ratio) > 5e-4:
         ctx.note(
-            f"{reached:.2%} of the blocks' parameters go, for widths are multiples of {found.multiple} neurons; "
+            f"{reached:.2%} of the blocks' parameters are removed, since widths are multiples of {found.multiple}; "
             f"{ctx.ratio:.2%} were asked for"
         )
     actions = [RemoveBlock(block=index) for index in sorted(removed)]
@@ -189,7 +189,7 @@ def check_narrowing(ctx: Context, plan: PrunePlan) -> dict[int, FFN]:
 
 
 def planned_ratio(model: PrunableModel, plan: PrunePlan) -> float:
-    """The fraction of the blocks' parameters that goes with a plan."""
+    """The fraction of the blocks' parameters that a plan removes."""
     ffn = next(iter(find_ffns(model).values()))
     found = Neurons({}, ffn.units, _cost(model, ffn), _parameters(model), 1)
     known = [index for index in plan.removed_blocks() if index < len(model.blocks)]  # others are refused later

@@ -73,7 +73,7 @@ def test_every_exception_has_its_exit_code_and_one_line(
 
 
 CUT_SHORT = (KeyboardInterrupt, Terminated, MemoryError, lambda: OSError(errno.ENOSPC, "full"))
-KEPT = "the finished blocks are kept; the same command goes on from them"
+KEPT = "the finished blocks are kept; the same command continues from them"
 
 
 @pytest.mark.parametrize("make", [*CUT_SHORT, lambda: ResourceError("the disk of /out is full", hint="free some")])

@@ -361,7 +361,7 @@ def test_protected_blocks_are_read(text: str, wanted: set[int]) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("first:1,end:2", "'end:2' of 'first:1,end:2' is none of first:N, last:N and a block's index"),
+        ("first:1,end:2", "'end:2' of 'first:1,end:2' is not first:N, last:N or the index of a block"),
         ("first:-1", "'first:-1'"),
         ("first:1,", "''"),
         ("10", "10 is beyond the model's 10 blocks, 0 to 9"),

@@ -290,7 +290,7 @@ def test_a_size_is_a_number_with_a_unit(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["5", "GB", "5 GB", "-1GB", "0GB", "5PB", "5Gi"])
 def test_another_size_is_refused_with_an_example(tmp_path: Path, text: str, tiny_llama: Callable[..., Path]) -> None:
-    with pytest.raises(UsageError, match=r"is no number of bytes such as 500MB"):
+    with pytest.raises(UsageError, match=r"is not a number of bytes such as 500MB"):
         export(opened(tiny_llama()), tmp_path / "out", max_shard_size=text)
 
 

@@ -118,7 +118,7 @@ def test_only_files_of_a_model_are_uploaded(push: Push, hub: FakeHub, pruned: Pa
     done = push("me/small", folder=folder)
     assert done.exit_code == 0
     assert {".env", "checkpoints"}.isdisjoint(hub.repositories["me/small"].files)
-    assert "note: .env is no part of a model, and is not uploaded" in done.stderr
+    assert "note: .env is not part of a model and is not uploaded" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ def test_a_report_is_written_replaced_and_of_the_kind_its_suffix_says(name: str,
     [
         ("report", "has no suffix that says what to write"),
         ("report.pdf", r"expected \.html, \.md, \.json"),
-        ("no/report.html", "is no folder to write a report to"),
-        ("README.md", "exists already and is no report"),
-        ("data.json", "exists already and is no report"),
-        ("folder.html", "exists already and is no report"),
+        ("no/report.html", "is not a folder"),
+        ("README.md", "exists already and is not a report"),
+        ("data.json", "exists already and is not a report"),
+        ("folder.html", "exists already and is not a report"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_any_work(name: str, said: str, tmp_path: Path) -> None:

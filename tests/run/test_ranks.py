@@ -102,7 +102,7 @@ def test_a_run_with_a_killed_process_ends_and_goes_on_from_what_is_kept(words: l
     (tmp_path / "dying.py").write_text(DYING)
     ended = torchrun(tmp_path / "dying.py", *words, "-o", "two")
     assert ended.returncode != 0 and ended.stdout == ""
-    assert "the finished blocks are kept; the same command goes on from them" in ended.stderr
+    assert "the finished blocks are kept; the same command continues from them" in ended.stderr
     rounds = json.loads(Path(".two.prunekit", "work", "gates.json").read_text())
     assert not Path("two").exists() and len(rounds) == 1
     again = torchrun("-m", "prunekit", *words, "-o", "two")

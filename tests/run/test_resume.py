@@ -20,7 +20,7 @@ from prunekit.testing import bytes_of
 
 BLOCKS = 4  # of the model in `inputs`
 STAGED = ".out.prunekit"
-KEPT = "the finished blocks are kept; the same command goes on from them"
+KEPT = "the finished blocks are kept; the same command continues from them"
 Prune = Callable[..., Ended]
 
 

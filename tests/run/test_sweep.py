@@ -149,7 +149,7 @@ def test_a_folder_of_something_else_and_a_sweep_at_work_are_refused(sweep: Sweep
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     ended = sweep()
-    assert ended.code == 2 and "is no folder of a sweep: it holds thesis.tex" in ended.stderr
+    assert ended.code == 2 and "is not the folder of a sweep: it holds thesis.tex" in ended.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 

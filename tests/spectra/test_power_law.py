@@ -110,7 +110,7 @@ def test_exponents_agree_with_the_formulas_on_random_matrices(start: int) -> Non
         ):
             expected = transcribed(weight, metric, bound)
             found = measure(values, metric, bound)  # type: ignore[arg-type]
-            expected = expected if expected < power_law.STEEPEST else 0.0  # the last eigenvalue alone is no tail
+            expected = expected if expected < power_law.STEEPEST else 0.0  # one eigenvalue is not a tail
             assert found == pytest.approx(expected, rel=1e-6), (number, metric, bound)
 
 
