@@ -162,6 +162,7 @@ def run(*words: str, folder: Path, path: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_plug_in_that_the_page_shows_installs_is_listed_and_prunes(
     tmp_path: Path, tiny_llama: Callable[..., Path]
 ) -> None:

@@ -42,7 +42,7 @@ from prunekit.blockwise.loss import exp_or_inf
 from prunekit.depth.gate_path import follow
 from prunekit.depth.gates import GatedLoss
 from prunekit.files import write_atomically
-from prunekit.train.fading import course
+from prunekit.train.fading import Course, course
 from prunekit.train.fsdp import whole_state
 from prunekit.train.lora import Adapters, adapt, require_peft
 from prunekit.train.trainer import Objective, Schedule, Trainer, set_aside
@@ -232,21 +232,8 @@ class TRSP(Method):
             ids=text,
             held_out=held_out,
             objective=objective,
-            schedule=Schedule(
-                updates,
-                batch,
-                min(batch, ctx.batch_size),
-                self._rate(ctx),
-                check_every=math.ceil(updates / LOOKS),
-                save_every=self.checkpoint_every,
-            ),
-            course=course(
-                gone,
-                updates,
-                within=1.0 if self.stage2 == "paper" else self.fade,
-                to=1.0 if self.stage2 == "paper" else 0.0,
-                one_by_one=self.order == "progressive",
-            ),
+            schedule=self._schedule(ctx, updates, batch),
+            course=self._course(gone, updates),
             seed=int(ctx.generator.initial_seed()),
             device=ctx.device,
             folder=ctx.work and ctx.work / "stage2",
@@ -254,6 +241,15 @@ class TRSP(Method):
             dense=adapters.off if adapters else nullcontext,
             progress=ctx.progress,
         )
+
+    def _schedule(self, ctx: Context, updates: int, batch: int) -> Schedule:
+        micro, looks = min(batch, ctx.batch_size), math.ceil(updates / LOOKS)
+        return Schedule(updates, batch, micro, self._rate(ctx), check_every=looks, save_every=self.checkpoint_every)
+
+    def _course(self, removed: list[int], updates: int) -> Course:
+        """How the gates of the removed blocks close while the model is trained; the paper's stay open."""
+        within, to = (1.0, 1.0) if self.stage2 == "paper" else (self.fade, 0.0)
+        return course(removed, updates, within=within, to=to, one_by_one=self.order == "progressive")
 
     def _objective(self) -> Objective:
         if self.stage2 == "paper":

@@ -78,16 +78,8 @@ def inspect(
     )
     reports = _spectra(run, spec, figure, bits) if spectra or figure or bits is not None else ()
     run.screen.done()
-    linears = table(
-        "linear",
-        "blocks",
-        "shape",
-        "dtype",
-        "sparsity",
-        "pattern",
-        rows=_rows(found),
-        right="blocks,shape,sparsity",
-    )
+    heads = ("linear", "blocks", "shape", "dtype", "sparsity", "pattern")
+    linears = table(*heads, rows=_rows(found), right="blocks,shape,sparsity")
     loads = table("program", "loads it", "because", rows=((d.name, d.loads, d.because) for d in found.destinations))
     shown = [linears, *_tables(reports), loads]
     data = found.model_dump(mode="json") | (

@@ -44,8 +44,19 @@ def plan(
         return
     made = pipeline.make_plan(recipe, progress=run.screen.progress(), offline=run.offline)
     run.screen.done()
-    if gone := made.removed_blocks():
-        run.screen.show(facts([("removes", f"blocks {', '.join(map(str, gone))}")]))
+    _show(run, made)
+    if output is None:
+        run.screen.result(made.model_dump(mode="json"), made.to_json().rstrip("\n"))
+        return
+    with storage_errors(output):
+        write_atomically(output, made.to_json())
+    run.screen.result({"output": str(output)}, str(output))
+
+
+def _show(run: Run, made: "PrunePlan") -> None:
+    """What will be removed, zeroed and narrowed."""
+    if removed := made.removed_blocks():
+        run.screen.show(facts([("removes", f"blocks {', '.join(map(str, removed))}")]))
     if made.sparsify():
         run.screen.show(table("linear", "blocks", "sparsity", "pattern", rows=rows(made), right="blocks,sparsity"))
         if uneven := list(bars(made, "█" if _draws_blocks(run.screen.console.encoding) else "#")):
@@ -58,12 +69,6 @@ def plan(
             for block, units in sorted(widths.items())
         ]
         run.screen.show(table("block", "neurons left", "", rows=lines, right="neurons left"))
-    if output is None:
-        run.screen.result(made.model_dump(mode="json"), made.to_json().rstrip("\n"))
-        return
-    with storage_errors(output):
-        write_atomically(output, made.to_json())
-    run.screen.result({"output": str(output)}, str(output))
 
 
 def check_output(file: Path, force: bool) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from prunekit.cli.failures import end_with
 from prunekit.cli.models import read_model
 from prunekit.cli.runs_table import tabled
 from prunekit.errors import PrunekitError, UsageError
+
+if TYPE_CHECKING:
+    from prunekit.run.sweep import CellResult
 
 EXAMPLES = """
 prunekit sweep recipes/sweeps/depth.yaml sample
@@ -70,7 +73,12 @@ def sweep(
         reporting.write(run, of_sweep(done, reporting.typed()), done.model_dump(mode="json"))
     run.screen.result(done.model_dump(mode="json"), *([tabled(done.table)] if done.table.runs else []))
     if done.failed:
-        first, more = done.failed[0], len(done.failed) - 1
-        others = f", and {more} more cell{'s' * (more > 1)} failed" if more else ""
-        end_with(PrunekitError(f"{first.name} failed: {first.error}{others}"), first.code)
+        end_with(_failure(done.failed), done.failed[0].code)
     verdicts.report(run, done.gates)
+
+
+def _failure(failed: "list[CellResult]") -> PrunekitError:
+    """The first cell that could not be run, and how many others there are."""
+    more = len(failed) - 1
+    others = f", and {more} more cell{'s' * (more > 1)} failed" if more else ""
+    return PrunekitError(f"{failed[0].name} failed: {failed[0].error}{others}")

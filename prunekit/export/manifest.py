@@ -55,22 +55,29 @@ class LinearResult(Frozen):
     sparsity: float
 
 
-class Result(Frozen):
+class Counted(Frozen):
     """What the written weights are, counted."""
 
     parameters: int = Field(description="All numbers in the weight files.")
     parameters_before: int = Field(description="The same of the source.")
-    blocks: int = Field(description="Decoder blocks.")
-    removed_blocks: tuple[int, ...] = Field(
-        default=(), description="Blocks that were taken out, by their index in the source."
-    )
+    blocks: int = Field(description="Decoder blocks that are left.")
+    removed_blocks: tuple[int, ...] = Field(default=(), description="Removed blocks, by their index in the source.")
     widths: tuple[int, ...] = Field(
-        default=(), description="Neurons that every block has, where some were cut out; else empty."
+        default=(), description="Neurons of every block that is left, if some were removed; else empty."
     )
-    weights: int = Field(description="Weights in the linears of the decoder blocks.")
+    weights: int = Field(description="Weights in the linears of the decoder blocks, or of those that were chosen.")
     zeros: int = Field(description="How many of those weights are zero.")
     sparsity: float = Field(description="zeros / weights.")
-    linears: dict[str, LinearResult] = Field(description="The same per linear, by full path.")
+
+    def counts(self) -> dict[str, Any]:
+        """These numbers by name."""
+        return {name: getattr(self, name) for name in Counted.model_fields}
+
+
+class Result(Counted):
+    """The same, also for each linear."""
+
+    linears: dict[str, LinearResult] = Field(description="Weights, zeros and sparsity by full path.")
 
 
 class StageRecord(Frozen):

@@ -4,9 +4,10 @@ What takes long is done by the modules this one calls; what is printed is printe
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from prunekit.export.card import repeat_command, write_card
 from prunekit.export.checks import tolerance
 from prunekit.export.folder import export, folder_changes
 from prunekit.export.folder import measure as count
-from prunekit.export.manifest import Manifest, Source
+from prunekit.export.manifest import Manifest, Result, Source, StageRecord
 from prunekit.export.staging import Staging
 from prunekit.export.target import refuse_source
 from prunekit.export.verify import Verification, verify
@@ -191,19 +192,7 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, quick: QuickPerplexi
     changes = folder_changes(ctx.model, job.recipe.layout, plan)
     result = count(ctx.model, changes)
     export(ctx.model, staging.export_dir, changes, max_shard_size=job.recipe.export.max_shard_size)
-    manifest = Manifest.of(
-        source=Source.of(job.recipe.model or "", job.model.checkpoint.folder, plan.source),
-        recipe=plan.recipe,
-        plan=plan,
-        plug_ins=job.plug_ins.origins,
-        computed=computed_on(job.model.device, job.model.dtype),
-        calibration=job.calibration and job.calibration.record(),
-        stages=tuple(stages),
-        result=result,
-        perplexity=quick.compared(before, after),
-        notes=tuple(ctx.notes),
-        logit_tolerance=None if job.recipe.export.verify == "off" else tolerance(job.model.dtype),
-    )
+    manifest = _manifest(job, plan, stages, result, quick.compared(before, after), ctx.notes)
     manifest.write(staging.export_dir)
     verification = _verified(job, ctx.model, staging)
     _write_card(job, manifest, verification, staging.export_dir)
@@ -213,20 +202,37 @@ def _carry_out(job: Job, plan: PrunePlan, staging: Staging, quick: QuickPerplexi
         method=plan.method,
         ratio=plan.ratio,
         pattern=job.recipe.pattern,
-        sparsity=result.sparsity,
-        weights=result.weights,
-        zeros=result.zeros,
-        parameters=result.parameters,
-        parameters_before=result.parameters_before,
-        blocks=result.blocks,
-        removed_blocks=result.removed_blocks,
-        widths=result.widths,
+        **result.counts(),
         perplexity=manifest.perplexity,
         verification=verification and verification.model_dump(mode="json"),
         notes=[*ctx.notes, *job.remarks],
         seconds=round(time.perf_counter() - started, 3),
         resumed_blocks=resumed,
         gates=judged(job, quick, staging.target, before, after),
+    )
+
+
+def _manifest(
+    job: Job,
+    plan: PrunePlan,
+    stages: Sequence[StageRecord],
+    result: Result,
+    perplexity: dict[str, Any] | None,
+    notes: Sequence[str],
+) -> Manifest:
+    """What `prunekit.json` will say."""
+    return Manifest.of(
+        source=Source.of(job.recipe.model or "", job.model.checkpoint.folder, plan.source),
+        recipe=plan.recipe,
+        plan=plan,
+        plug_ins=job.plug_ins.origins,
+        computed=computed_on(job.model.device, job.model.dtype),
+        calibration=job.calibration and job.calibration.record(),
+        stages=tuple(stages),
+        result=result,
+        perplexity=perplexity,
+        notes=tuple(notes),
+        logit_tolerance=None if job.recipe.export.verify == "off" else tolerance(job.model.dtype),
     )
 
 

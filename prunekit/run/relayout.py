@@ -63,9 +63,7 @@ def relayout(
         _rewritten(manifest, layout, rewriting.widths, written).write(staging.export_dir)
         found = None if wanted.verify == "off" else _verified(staging, wanted.verify, written, trust_remote_code)
         new = Manifest.read(staging.export_dir)
-        settings = Recipe.model_validate(new.recipe).model_dump(mode="json", exclude_defaults=True)
-        command = repeat_command(new.source.spec, settings, edited=new.plan.edited)
-        write_card(staging.export_dir, new, source=run, command=command, verified=found and found.mode)
+        _write_card(staging.export_dir, new, run, found and found.mode)
         staging.publish()
     return Relaid(
         output=str(target),
@@ -75,6 +73,12 @@ def relayout(
         parameters_before=manifest.result.parameters,
         verification=found and found.model_dump(mode="json"),
     )
+
+
+def _write_card(folder: Path, manifest: Manifest, source: Path, verified: str | None) -> None:
+    settings = Recipe.model_validate(manifest.recipe).model_dump(mode="json", exclude_defaults=True)
+    command = repeat_command(manifest.source.spec, settings, edited=manifest.plan.edited)
+    write_card(folder, manifest, source=source, command=command, verified=verified)
 
 
 def _rewritten(manifest: Manifest, layout: Layout, widths: tuple[int, ...], written: PrunableModel) -> Manifest:

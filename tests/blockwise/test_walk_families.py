@@ -23,6 +23,8 @@ from prunekit.weights.masks import measure_sparsity, plan_sparsity
 from prunekit_methods.uniform import Uniform
 from prunekit_methods.wanda import Wanda
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.randint(0, 320, (3, 24), generator=torch.Generator().manual_seed(7))
 Folder = Callable[[str], Path]
 RECURRENT = ("mamba", "jamba")  # their scans multiply rounding: 5e-6 of logits up to 5 on an AMD processor

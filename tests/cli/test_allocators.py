@@ -10,6 +10,8 @@ from prunekit.plan import PrunePlan
 
 from .conftest import Run
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 
 

@@ -13,6 +13,8 @@ from prunekit.testing import bytes_of
 
 from .conftest import Run
 
+pytestmark = pytest.mark.slow
+
 Model = Callable[..., Path]
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 NARROW = ["-m", "comp", "-r", "0.3", "--samples", 4, "--seq-len", 32, "--no-eval-quick", "--width-multiple", 4]

@@ -87,7 +87,7 @@ def test_a_run_that_was_cut_short_says_that_the_same_command_goes_on_where_somet
     assert "kept" not in run(*WANDA, "-q").stderr
     vars(error)["kept"] = True
     assert KEPT in run(*WANDA, "-q").stderr
-    assert "are kept; the same command without --restart goes on" in run(*WANDA, "-q", "--restart").stderr
+    assert "are kept; the same command without --restart continues" in run(*WANDA, "-q", "--restart").stderr
 
 
 @pytest.mark.parametrize(

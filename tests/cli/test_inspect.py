@@ -70,6 +70,7 @@ def test_bits_have_the_mean_that_was_asked_for_and_are_more_where_the_tail_is_he
     assert ranked[0]["bits"] > 4 > ranked[-1]["bits"]
 
 
+@pytest.mark.slow
 def test_a_figure_is_drawn_and_is_the_same_every_time(
     run: Run, tiny_llama: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from families import config
 from prunekit.export.manifest import MANIFEST
 
 Shell = Callable[[str], subprocess.CompletedProcess[str]]
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")]
 
 
 @pytest.fixture

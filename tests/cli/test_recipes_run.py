@@ -10,6 +10,8 @@ from prunekit.recipe.settings import build
 
 from .conftest import Run
 
+pytestmark = pytest.mark.slow
+
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 LLAMA_2_7B = 32  # the depth of the model whose blocks a recipe names
 

@@ -12,6 +12,8 @@ from page_checks import check
 
 from .conftest import Run
 
+pytestmark = pytest.mark.slow
+
 EVIL = "<img src=x onerror=alert(1)>"
 SMALL = ("--samples", "4", "--seq-len", "32", "--eval-windows", "2", "--protocol", "llm-pruner", "--verify", "off")
 

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from prunekit.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "docs" / "schemas"
 TEXT = "The cat sat on the mat, and the dog sat on the log.\n"

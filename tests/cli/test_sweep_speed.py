@@ -12,6 +12,8 @@ from prunekit.evaluate.speed import Round, Runner
 
 from .conftest import Run
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 method: shortgpt
 ratio: [0.25, 0.5]

@@ -28,6 +28,8 @@ from prunekit.export.folder import write_safetensors
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.prunable import PrunableModel
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.randint(1, 96, (2, 20), generator=torch.Generator().manual_seed(7))
 
 

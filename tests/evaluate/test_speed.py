@@ -17,6 +17,8 @@ from prunekit.evaluate.memory import peak_memory
 from prunekit.evaluate.speed import Place, Round, Runner, SpeedOptions, beside, flops_per_token, summary, timed
 from prunekit.model.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 Model = Callable[..., Path]
 CPU = Place(torch.device("cpu"), torch.float32)
 SHORT = SpeedOptions(batch_size=2, prompt_tokens=8, new_tokens=4, rounds=6)

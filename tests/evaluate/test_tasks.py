@@ -22,7 +22,7 @@ NO_TEXT = side_by_side.Texts([side_by_side.NO_SET])
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: pip install 'prunekit[eval]'"
 )
-pytestmark = pytest.mark.filterwarnings("ignore")  # those of lm-eval and what it imports
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of lm-eval and what it imports
 
 
 @needs_lm_eval

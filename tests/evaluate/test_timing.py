@@ -13,6 +13,8 @@ from prunekit.evaluate.speed import Place, Round, Runner, SpeedOptions
 from prunekit.evaluate.timing import Sessions, Subject
 from prunekit.model.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 Model = Callable[..., Path]
 LIMIT = 3  # graphs of one function that torch compiles; then it runs the others as they are
 

@@ -151,6 +151,7 @@ def test_the_cards_metadata_is_what_the_hub_reads(pruned: Path) -> None:
     assert metadata_load(pruned / "README.md")["tags"] == ["prunekit", "pruned", "layers"]
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_tells_the_token_to_the_hub_alone(hub: FakeHub, pruned: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | {
         "HF_ENDPOINT": hub.endpoint,

@@ -476,6 +476,7 @@ HOLDER = """
 """
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_one_target_are_refused_until_the_first_ends_or_is_killed(target: Path) -> None:
     pytest.importorskip("fcntl", reason="needs file locks")
     with subprocess.Popen(

@@ -308,6 +308,7 @@ def test_free_memory_respects_the_limit_of_the_container(tmp_path: Path, monkeyp
     assert free_memory(CPU) > unlimited / 2
 
 
+@pytest.mark.slow
 @pytest.mark.fresh
 def test_a_fresh_process_verifies_a_folder_and_answers_with_one_object(folder: Path) -> None:
     found = verify(folder, folder.parent / "probe.safetensors", device="cpu")

@@ -22,6 +22,8 @@ from prunekit_methods.magnitude import Magnitude
 from prunekit_methods.sparsegpt import SparseGPT
 from prunekit_methods.wanda import Wanda
 
+pytestmark = pytest.mark.slow
+
 Model = Callable[..., Path]
 Config = Callable[..., PretrainedConfig]
 COMMON = {"vocab_size": 320, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0}

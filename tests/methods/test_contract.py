@@ -9,6 +9,8 @@ from prunekit import testing as checks
 from prunekit.contract import Method
 from prunekit.recipe import registry
 
+pytestmark = pytest.mark.slow
+
 METHODS, ALLOCATORS = registry.names("method"), registry.names("allocator")
 OPTIONS = {  # what a plug-in cannot do without, or is too slow without
     "layers": {"blocks": "1"},

@@ -12,6 +12,8 @@ from prunekit.weights.sensitivity import Sensitivity, Trial, or_inf
 from prunekit_methods import measured
 from prunekit_methods.measured import Measured, beginnings
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 
 

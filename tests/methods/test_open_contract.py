@@ -22,6 +22,8 @@ from prunekit.run import pipeline
 from prunekit.testing import bytes_of
 from third_party import put
 
+pytestmark = pytest.mark.slow
+
 RECONSTRUCT = '''"""Reconstruct: zero the smallest weights, then train what is left of each block to give what it gave.
 
 Paper: none; block-wise reconstruction in the manner of arXiv:2408.11796.

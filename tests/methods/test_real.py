@@ -16,6 +16,8 @@ from prunekit.text.calibration import calibrate, max_positions
 from prunekit.text.sources import load_text
 from prunekit.weights.masks import mean_sparsity, measure_sparsity
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("dense", "magnitude", "wanda", "sparsegpt")
 
 

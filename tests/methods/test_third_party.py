@@ -7,16 +7,19 @@ with distributions that are broken in three ways, all in one folder that stands 
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forks import Ended, Server
 from prunekit import testing as checks
 from third_party import install, put
+
+pytestmark = pytest.mark.slow
 
 SCATTER = '''"""Scatter: zero weights at random, which is what every method must beat.
 
@@ -72,35 +75,34 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def prunekit(site: Path, folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def prunekit(server: Server, site: Path, tmp_path: Path) -> Callable[..., Ended]:
     """Run the command line in a process that can import from `site`."""
-    command = [sys.executable, "-P", "-m", "prunekit", *map(str, words)]
     paths = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return partial(server.run, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths})
 
 
-def answer(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert ended.returncode == 0, ended.stderr
+def answer(ended: Ended) -> dict[str, Any]:
+    assert ended.code == 0, ended.stderr
     return json.loads(ended.stdout)
 
 
-def test_a_third_party_method_is_listed_with_its_options_beside_our_own(site: Path, tmp_path: Path) -> None:
-    listed = {plugin["name"]: plugin for plugin in answer(prunekit(site, tmp_path, "methods", "--json"))["methods"]}
+def test_a_third_party_method_is_listed_with_its_options_beside_our_own(prunekit: Callable[..., Ended]) -> None:
+    listed = {plugin["name"]: plugin for plugin in answer(prunekit("methods", "--json"))["methods"]}
     assert {"wanda", "sparsegpt", "magnitude", "scatter", *BROKEN} <= listed.keys()
     scatter = listed["scatter"]
     assert (scatter["distribution"], scatter["version"], scatter["problem"]) == ("prunekit-scatter", "1.5", None)
     assert scatter["summary"] == "Zero weights at random."
     assert "syntax" in listed["garbled"]["problem"]
-    options = answer(prunekit(site, tmp_path, "methods", "scatter", "--json"))["options"]
+    options = answer(prunekit("methods", "scatter", "--json"))["options"]
     assert [option["name"] for option in options] == ["evenly"]
 
 
 def test_a_third_party_method_prunes_exports_and_verifies(
-    site: Path, tmp_path: Path, tiny_llama: Callable[..., Path]
+    prunekit: Callable[..., Ended], tmp_path: Path, tiny_llama: Callable[..., Path]
 ) -> None:
     settings = ("-m", "scatter", "--ratio", "0.25", "--set", "evenly=true", "--no-eval-quick", "--json")
-    done = answer(prunekit(site, tmp_path, "prune", tiny_llama(), *settings, "-o", "out"))
+    done = answer(prunekit("prune", tiny_llama(), *settings, "-o", "out"))
     assert done["sparsity"] == pytest.approx(0.25, abs=0.001)
     assert done["verification"]
     manifest = json.loads((tmp_path / "out" / "prunekit.json").read_text())
@@ -109,18 +111,16 @@ def test_a_third_party_method_prunes_exports_and_verifies(
 
 
 def test_a_broken_third_party_is_shown_by_doctor_and_refused_by_name_while_the_others_work(
-    site: Path, tmp_path: Path, tiny_llama: Callable[..., Path]
+    prunekit: Callable[..., Ended], tmp_path: Path, tiny_llama: Callable[..., Path]
 ) -> None:
     model = tiny_llama()
-    checked = {
-        plugin["name"]: plugin["problem"] for plugin in answer(prunekit(site, tmp_path, "doctor", "--json"))["plugins"]
-    }
+    checked = {plugin["name"]: plugin["problem"] for plugin in answer(prunekit("doctor", "--json"))["plugins"]}
     assert "a_library_that_nobody_installed" in checked["absent"]
     assert "not a subclass" in checked["humble"]
     assert checked["garbled"]
     assert {checked[name] for name in ("wanda", "sparsegpt", "magnitude", "scatter", "uniform")} == {None}
-    refused = prunekit(site, tmp_path, "prune", model, "-m", "absent", "--ratio", "0.5", "-o", "out")
-    assert refused.returncode == 3 and "prunekit-absent 1.5 does not work" in refused.stderr
+    refused = prunekit("prune", model, "-m", "absent", "--ratio", "0.5", "-o", "out")
+    assert refused.code == 3 and "prunekit-absent 1.5 does not work" in refused.stderr
     assert "Traceback" not in refused.stderr and not list(tmp_path.glob("*out*"))
 
 

@@ -14,6 +14,8 @@ from prunekit.recipe import recipe as recipes
 from prunekit.recipe.recipe import Recipe
 from prunekit_methods.trsp import ROUNDS, TRSP
 
+pytestmark = pytest.mark.slow
+
 Model = Callable[..., Path]
 COUNTING = (torch.arange(24) + torch.arange(8)[:, None]) % 9  # a text that can be learned
 QUICK = {"gate_steps": 4, "epochs": 2, "batch": 2, "hold_out": 0.3, "learning_rate": 1e-2}

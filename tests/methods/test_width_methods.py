@@ -21,6 +21,8 @@ from prunekit_methods.comp import COMP, losses
 from prunekit_methods.flap import FLAP
 from prunekit_methods.llm_pruner import LLMPruner, taylor
 
+pytestmark = pytest.mark.slow
+
 WIDTH_METHODS = ("comp", "flap", "llm-pruner", "wanda-sp")
 Model = Callable[..., Path]
 each_method = pytest.mark.parametrize("name", WIDTH_METHODS)

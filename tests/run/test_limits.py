@@ -19,6 +19,8 @@ from prunekit.recipe import settings
 from prunekit.run import pipeline
 from prunekit.run.job import Job
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 Model = Callable[..., Path]
 

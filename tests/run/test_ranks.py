@@ -24,6 +24,8 @@ from prunekit.train.fsdp import parts
 from shared_training import trained
 from training_runs import weights
 
+pytestmark = pytest.mark.slow
+
 Model = Callable[..., Path]
 LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
 DYING = """

@@ -15,6 +15,8 @@ from prunekit.export.manifest import MANIFEST, Manifest
 from prunekit.run.repeat import compared, default_output, read, recipe_of
 from prunekit.testing import bytes_of
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., Ended]
 NAME = "model.layers.1.mlp.up_proj.weight"
 WEIGHTS = "model.safetensors"

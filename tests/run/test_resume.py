@@ -18,6 +18,8 @@ import pytest
 from forks import Ended, Server
 from prunekit.testing import bytes_of
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = 4  # of the model in `inputs`
 STAGED = ".out.prunekit"
 KEPT = "the finished blocks are kept; the same command continues from them"

@@ -16,6 +16,8 @@ import pytest
 from forks import Ended, Server
 from prunekit.testing import bytes_of
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 method: [magnitude, shortgpt]
 ratio: [0.25, 0.3, 0.5]

@@ -12,6 +12,8 @@ from prunekit import sample
 from prunekit.errors import InputError
 from prunekit.sample import text
 
+pytestmark = pytest.mark.slow
+
 MEBIBYTE = 2**20
 
 

@@ -49,9 +49,19 @@ class Server:
             env=os.environ | {"OMP_NUM_THREADS": "1"},  # a fork copies no threads
         )
 
-    def run(self, *words: object, cwd: Path, at: int | None = None, number: int = signal.SIGKILL) -> Ended:
-        """Run `prunekit` to its end, or until it sends itself a signal before its change `at` of the disk, from 0."""
-        self.start(*words, cwd=cwd, at=at, number=number)
+    def run(
+        self,
+        *words: object,
+        cwd: Path,
+        at: int | None = None,
+        number: int = signal.SIGKILL,
+        env: Mapping[str, str] | None = None,
+    ) -> Ended:
+        """Run `prunekit` to its end, or until it sends itself a signal before its change `at` of the disk, from 0.
+
+        `env` is its whole environment, of which PYTHONPATH counts.
+        """
+        self.start(*words, cwd=cwd, at=at, number=number, env=env)
         return self.wait()
 
     def start(

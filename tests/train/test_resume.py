@@ -15,6 +15,8 @@ import pytest
 from forks import Ended, Server
 from prunekit.testing import bytes_of
 
+pytestmark = pytest.mark.slow
+
 STAGED = ".out.prunekit"
 STATES = ("plan.json", "work/gates.json", "work/stage2/training.safetensors")
 DELAY = 0.3  # seconds at most; the whole run takes a few times as long on an idle machine

@@ -19,6 +19,8 @@ from prunekit.train.state import STATE
 from prunekit.train.trainer import Look, Objective, Trainer, set_aside
 from training_runs import SCHEDULE, Stop, Stopper, adapted, same, trainer, weights
 
+pytestmark = pytest.mark.slow
+
 Model = Callable[..., Path]
 
 

@@ -169,7 +169,7 @@ def changed(plan: PrunePlan, index: int, **changes: object) -> PrunePlan:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"linear": "model.layers.9.mlp.up_proj"}, r"names model\.layers\.9\.mlp\.up_proj, which is no linear"),
+        ({"linear": "model.layers.9.mlp.up_proj"}, r"names model\.layers\.9\.mlp\.up_proj, which is not a linear"),
         ({"pattern": "2:4", "sparsity": 0.25}, "a sparsity of 0.25, and pattern 2:4 means 0.5"),
         ({"pattern": "5:10"}, "q_proj has 32 inputs, which 5:10 cannot divide"),
     ],

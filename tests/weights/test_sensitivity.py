@@ -15,6 +15,8 @@ from prunekit.weights import sensitivity
 from prunekit.weights.sensitivity import Score, Sensitivity, Trial
 from prunekit_methods.uniform import Uniform
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 
 

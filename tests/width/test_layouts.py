@@ -23,6 +23,8 @@ from prunekit.model.prunable import PrunableModel
 from prunekit.model.structure import features
 from prunekit.width.neurons import cut, find_ffns, matrix
 
+pytestmark = pytest.mark.slow
+
 CUTTABLE = (  # of the families that `find_ffns` knows, one for each way of being built
     "llama qwen2 qwen3 gemma gemma2 gemma3 phi phi3 opt gpt2 gpt_neo gpt_neox gptj codegen falcon-new olmo2 granite "
     "cohere stablelm starcoder2 smollm3 glm4 exaone4 nemotron persimmon apertus xglm minicpm3"

@@ -71,7 +71,7 @@ def test_rounding_that_shows_is_named(tmp_path: Path) -> None:
     ctx = context(families.save("llama", tmp_path), width_multiple=32)
     found = neurons(ctx)
     plan_narrowing(ctx, "wanda-sp", found, found.widths(found.gone(0.3), found.ffns))
-    assert "multiples of 32 neurons; 30.00% were asked for" in ctx.notes[0]
+    assert "multiples of 32; 30.00% were asked for" in ctx.notes[0]
 
 
 @pytest.mark.parametrize("family", ["mpt", "bloom"])
