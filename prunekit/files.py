@@ -10,6 +10,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from prunekit.errors import InputError, ResourceError, UsageError
 
+CONFIG, MANIFEST = "config.json", "prunekit.json"  # of a model folder
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all, also after a power cut."""

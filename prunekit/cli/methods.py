@@ -30,7 +30,7 @@ Name = Annotated[
 
 @command()
 def methods(run: Run, name: Name = None) -> None:
-    """List methods and allocators, or the options of one."""
+    """List methods, allocators and recoveries, or the options of one."""
     if name is None:
         _list(run)
     else:
@@ -61,8 +61,8 @@ def _options(wanted: "list[FieldText]", plugin: "Plugin") -> Any:
     if not wanted:
         return "no options"
     rows = [(option.name, option.accepts, _default(option.default), option.description) for option in wanted]
-    prefix = "" if plugin.kind == "method" else "allocator_options."
-    return table(f"--set {prefix}…", "accepts", "default", "meaning", rows=rows)
+    heads = {"method": "--set …", "allocator": "--set allocator_options.…", "recovery": "options of the stage"}
+    return table(heads[plugin.kind], "accepts", "default", "meaning", rows=rows)
 
 
 def _default(value: object) -> str:

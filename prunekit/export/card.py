@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
-from prunekit.export.manifest import MANIFEST, Manifest, Result, portable
+from prunekit.export.manifest import Manifest, Result
 from prunekit.files import write_atomically
 from prunekit.formatting import span
 from prunekit.model.hub import short_name
@@ -19,18 +18,7 @@ from prunekit.text.datasets import NAMED
 
 CARD = "README.md"
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*")
-FLAGS = {
-    "method": "-m",
-    "ratio": "--ratio",
-    "pattern": "--pattern",
-    "protect_blocks": "--protect-blocks",
-    "allocator": "--allocator",
-    "calibration.source": "--calib",
-    "calibration.samples": "--samples",
-    "calibration.seq_len": "--seq-len",
-}
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
-PLAIN = re.compile(r"(?!(?:true|false|null|yes|no|on|off)$)[A-Za-z_][\w./:-]*", re.IGNORECASE)
 VERIFIED = {
     "full": (
         "Before the folder was moved into place, a fresh process loaded it with `from_pretrained`: no "
@@ -107,23 +95,6 @@ def model_card(
     """
     text = _text(manifest, command, verified, sample, model_file)
     return ModelCard(f"---\n{_metadata(manifest, source).to_yaml()}\n---\n\n{text}")
-
-
-def repeat_command(spec: str, changed: Mapping[str, Any], *, edited: bool = False) -> str:
-    """The `prunekit prune` that repeats a run, from the settings of its recipe that are not the default.
-
-    A plan that was `edited` is only in the manifest, from which it can be applied.
-    """
-    if edited:
-        return shlex.join(["prunekit", "apply", MANIFEST, spec])
-    words = ["prunekit", "prune", spec]
-    settings = dict(_leaves(portable(dict(changed))))
-    named = [path for path in FLAGS if path in settings]
-    for path in [*named, *sorted(settings.keys() - set(named) - {"model"})]:
-        value = settings[path]
-        shown = value if isinstance(value, str) and PLAIN.fullmatch(value) else json.dumps(value)
-        words += [FLAGS[path], str(value)] if path in FLAGS else ["--set", f"{path}={shown}"]
-    return shlex.join(words)
 
 
 def licence(source: Path) -> dict[str, Any]:
@@ -251,6 +222,8 @@ def _done(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "pattern", ", ".join(sorted({code(action.pattern) for action in actions.values()}))
     if recipe.get("allocator") and (actions or (result.widths and recipe["allocator"] != "uniform")):
         yield "allocator", code(recipe["allocator"]) + _options(recipe.get("allocator_options"))
+    for stage in manifest.stages[1:]:
+        yield "recovery", code(stage.name) + _options(stage.options)
     if calibration:
         size = f"{calibration['samples']} sequences of {calibration['seq_len']} tokens"
         yield "calibration", f"{code(str(calibration['source']))}, {size}, seed {calibration['seed']}"
@@ -305,14 +278,6 @@ def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple
 
 def _number(value: float | str) -> str:
     return f"{value:.2f}" if isinstance(value, float | int) else str(value)
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _front_matter(path: Path) -> dict[str, Any]:

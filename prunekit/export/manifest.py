@@ -7,18 +7,18 @@ bytes, interrupted or not.
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
 from prunekit import __version__
 from prunekit.errors import InputError
-from prunekit.files import write_atomically
+from prunekit.files import MANIFEST, write_atomically
 from prunekit.plan import Frozen, PrunePlan
+from prunekit.recipe.command import portable
 from prunekit.versions import libraries
 
-MANIFEST = "prunekit.json"
 SCHEMA_VERSION = 2  # 1, of prunekit 0.1, has no stages
 
 
@@ -174,19 +174,3 @@ def changes(first: Any, second: Any, path: str = "") -> dict[str, str]:
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:16]}…"
-
-
-def portable(value: Any) -> Any:
-    """The same JSON value with only the last part of every string that is a path of this machine."""
-    if isinstance(value, dict):
-        return {key: portable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [portable(item) for item in value]
-    return _last_part(value) if isinstance(value, str) else value
-
-
-def _last_part(text: str) -> str:
-    if text.startswith(("/", "~", "./", "../")):
-        return PurePosixPath(text).name or text
-    windows = PureWindowsPath(text)
-    return windows.name if windows.is_absolute() else text

@@ -6,12 +6,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from prunekit.errors import UsageError
-from prunekit.files import storage_errors
+from prunekit.files import CONFIG, MANIFEST, storage_errors
 from prunekit.model.hub import WANTED
 
 INSIDE = ".prunekit"
 REPLACED = "replaced"
-CONFIG, MANIFEST = "config.json", "prunekit.json"
 NOT_CONTENT = (INSIDE, "lost+found")  # in a folder that counts as empty; the second comes with a fresh disk
 ELSEWHERE = "choose another place with -o"
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.compare.table import allocated, stored_bytes
 from prunekit.evaluate.rows import Verdict
-from prunekit.export.card import repeat_command
 from prunekit.export.manifest import Manifest
 from prunekit.formatting import change, listed, megabytes, number, percent, plural, span
+from prunekit.recipe.command import repeat_command
 from prunekit.recipe.recipe import Recipe
 from prunekit.report.content import Passage, Report, Section, Table
 from prunekit.report.figures import of_blocks

@@ -18,7 +18,7 @@ from prunekit.evaluate.perplexity import Perplexity
 from prunekit.evaluate.rows import Row, Verdict, compared
 from prunekit.evaluate.side_by_side import size_of
 from prunekit.evaluate.verdicts import judge
-from prunekit.export.card import repeat_command, write_card
+from prunekit.export.card import write_card
 from prunekit.export.checks import tolerance
 from prunekit.export.folder import export, folder_changes
 from prunekit.export.folder import measure as count
@@ -33,6 +33,7 @@ from prunekit.model.hub import is_local, locate, short_name
 from prunekit.model.prunable import PrunableModel
 from prunekit.plan import PrunePlan
 from prunekit.progress import Progress, Silent
+from prunekit.recipe.command import repeat_command
 from prunekit.recipe.limits import Measured, refuse_unmeasurable
 from prunekit.recipe.recipe import Recipe, amount
 from prunekit.run.job import Job

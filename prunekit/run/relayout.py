@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from prunekit.blockwise.stream import logits
-from prunekit.export.card import repeat_command, write_card
+from prunekit.export.card import write_card
 from prunekit.export.folder import measure
 from prunekit.export.manifest import Manifest
 from prunekit.export.staging import Staging
@@ -16,6 +16,7 @@ from prunekit.model.loading import Opening
 from prunekit.model.prunable import PrunableModel
 from prunekit.plan import Frozen, Layout
 from prunekit.progress import Progress, Silent
+from prunekit.recipe.command import repeat_command
 from prunekit.recipe.recipe import ComputeRecipe, ExportRecipe, Recipe
 from prunekit.run.job import probe_ids
 from prunekit.run.rewriting import Rewriting

@@ -26,13 +26,14 @@ from prunekit.compare.table import Runs, judged, table_of
 from prunekit.errors import PrunekitError, ResourceError, UsageError
 from prunekit.evaluate.rows import Verdict
 from prunekit.evaluate.side_by_side import Questions
-from prunekit.export.manifest import MANIFEST, Manifest, Source, changes, portable
+from prunekit.export.manifest import MANIFEST, Manifest, Source, changes
 from prunekit.files import locked, storage_errors, write_atomically
 from prunekit.formatting import plural
 from prunekit.model.hub import locate
 from prunekit.model.loading import Opening
 from prunekit.plan import Frozen
 from prunekit.progress import Progress, Silent
+from prunekit.recipe.command import portable
 from prunekit.recipe.grid import Cell
 from prunekit.recipe.recipe import Recipe
 from prunekit.run import pipeline

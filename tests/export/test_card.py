@@ -8,9 +8,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 
-from prunekit.export.card import code, licence, model_card, repeat_command, write_card
+from prunekit.export.card import code, licence, model_card, write_card
 from prunekit.export.manifest import LinearResult, Manifest, Result, Source
 from prunekit.plan import PrunePlan
+from prunekit.recipe.command import repeat_command
 from prunekit.recipe.settings import build
 from prunekit.weights.actions import Sparsify
 

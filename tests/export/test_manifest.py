@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from prunekit.errors import InputError
-from prunekit.export.manifest import MANIFEST, LinearResult, Manifest, Result, Source, portable
+from prunekit.export.manifest import MANIFEST, LinearResult, Manifest, Result, Source
 from prunekit.plan import PrunePlan
+from prunekit.recipe.command import portable
 from prunekit.weights.actions import Sparsify
 
 PATH = "model.layers.0.mlp.up_proj"
