@@ -180,7 +180,9 @@ def _change(manifest: Manifest) -> str:
     """What was done to the source, as it goes on after its name."""
     plan, result = manifest.plan, manifest.result
     removed = f"without {len(result.removed_blocks)} of its {result.blocks + len(result.removed_blocks)} decoder blocks"
-    zeroed = f"with {result.sparsity:.2%} of the weights in its decoder blocks' linears set to zero"
+    chosen = manifest.recipe.get("targets") or manifest.recipe.get("ignore")
+    where = f"{len(result.linears)} chosen linears" if chosen else "its decoder blocks' linears"
+    zeroed = f"with {result.sparsity:.2%} of the weights in {where} set to zero"
     parts = [removed] if plan.removed_blocks() else []
     parts += [f"with {span(result.widths)} neurons in a decoder block's feed-forward layer"] if result.widths else []
     parts += [zeroed] if plan.sparsify() else []
@@ -201,7 +203,9 @@ def _counted(result: Result) -> str:
         share = 1 - result.parameters / max(1, result.parameters_before)
         counted += f", {share:.2%} less than the source's {result.parameters_before:,}"
     if result.zeros:
-        counted += f". {result.zeros:,} of {result.weights:,} weights of its blocks are zero ({result.sparsity:.2%})"
+        counted += (
+            f". {result.zeros:,} of {result.weights:,} weights of its pruned linears are zero ({result.sparsity:.2%})"
+        )
     return counted + "."
 
 

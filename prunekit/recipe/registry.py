@@ -81,8 +81,9 @@ def find(name: str, kind: Kind | None = None) -> Plugin:
         return _described(called)[0]
     word, known = kind or "method or allocator", names(kind)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
+    there = f"there are {', '.join(known)}" if known else "none is installed"
     raise UsageError(
-        f"no {word} is called {name!r}; there are {', '.join(known) or 'none installed'}",
+        f"no {word} is called {name!r}; {there}",
         hint=f"did you mean {near[0]}?" if near else "prunekit methods",
     )
 

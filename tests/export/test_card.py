@@ -72,7 +72,7 @@ def test_front_matter_is_what_the_hub_knows(tmp_path: Path) -> None:
 
 def test_the_figures_are_those_given(tmp_path: Path) -> None:
     text = card(manifest(), tmp_path, verified="full").text
-    assert "1,002 of 2,000 weights of its blocks are zero (50.10%)" in text
+    assert "1,002 of 2,000 weights of its pruned linears are zero (50.10%)" in text
     assert "123,456 parameters" in text
     assert "| `wikitext2`, 32 windows of 2048 tokens, protocol `sparsegpt` | 12.35 | 15.20 |" in text
     assert "65,504 predicted tokens" in text
