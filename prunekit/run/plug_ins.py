@@ -37,8 +37,12 @@ class PlugIns:
         return found
 
     def refuse_processes(self, started: int) -> None:
-        """Raise UsageError if several processes were started for a plug-in that works in one."""
-        alone = [plugin.name for plugin in (self.method, *self.recoveries) if not plugin.needs.processes]
+        """Raise UsageError if several processes were started for a plug-in that works in one.
+
+        Every recovery does: only the first process has the pruned blocks, in its staging folder.
+        """
+        alone = [] if self.method.needs.processes else [self.method.name]
+        alone += [recovery.name for recovery in self.recoveries]
         if started > 1 and alone:
             raise UsageError(
                 f"{alone[0]} works in one process, and {started} were started",

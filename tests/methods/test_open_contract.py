@@ -303,3 +303,10 @@ def test_another_recovery_is_another_run(site: Path, tiny_llama: Callable[..., P
         pipeline.prune(asked({"method": "rescale", "options": {"strength": 0.5}}), Path("out"))
     with pytest.raises(UsageError, match="rescale: option strength"):
         pipeline.prune(asked({"method": "rescale", "options": {"strength": 2}}), Path("out"))
+
+
+def test_a_recovery_runs_in_one_process(site: Path, tiny_llama: Callable[..., Path], monkeypatch: Any) -> None:
+    monkeypatch.setattr("prunekit.distributed.started", lambda: 2)
+    wanted = recipe(tiny_llama(), method="trsp", ratio=0.25, recover=["rescale"])
+    with pytest.raises(UsageError, match="rescale works in one process, and 2 were started"):
+        pipeline.prune(wanted, Path("out"))
