@@ -19,7 +19,7 @@ MODULE = "modeling_prunekit"
 FILE = f"{MODULE}.py"
 TEMPLATE = '''"""$causal with feed-forward layers of different widths, as `per_layer_config` in config.json says.
 
-Written by prunekit, and needs only transformers:
+Written by prunekit, and needs transformers alone:
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 """

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from prunekit.errors import UsageError
 from prunekit.export.manifest import Manifest
 from prunekit.export.staging import Staging
+from prunekit.model.modeling_file import is_ours
 from prunekit.plan import PrunePlan
 from prunekit.recipe.recipe import Recipe
 from prunekit.run import pipeline
@@ -55,3 +56,8 @@ def test_a_run_of_other_versions_is_refused_with_what_differs(tmp_path: Path) ->
         pipeline.prune(MAGNITUDE, tmp_path / "out")
     assert "--restart" in str(caught.value.hint)
     assert (tmp_path / ".out.prunekit" / "blocks").is_dir(), "nothing is lost"
+
+
+def test_the_model_file_of_a_folder_per_layer_is_still_known_to_the_letter() -> None:
+    folder = OLD / "per-layer"
+    assert is_ours(folder, json.loads((folder / "config.json").read_text()))
