@@ -148,7 +148,7 @@ class Runner:
     def run(self, command: str) -> dict[str, Any]:
         """Exit code, standard output, and the files that are new."""
         done = subprocess.run(self._words(command, "--json"), cwd=self.work, env=self.environment, capture_output=True)
-        self.known |= {file for file in self._files() if "cache" in file.parts}
+        self.known |= {file for file in self._files() if {"cache", "measured"} & set(file.parts)}  # named by paths
         new = sorted(set(self._files()) - self.known)
         self.known |= set(new)
         text = done.stdout.decode()

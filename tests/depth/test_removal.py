@@ -382,7 +382,7 @@ def test_a_ratio_means_at_least_one_block(ratio: float, wanted: int) -> None:
 
 
 def test_a_ratio_that_needs_protected_blocks_says_how_many_could_go() -> None:
-    with pytest.raises(UsageError, match=r"removes 5 of 6 blocks, and 2 are protected; at most 4 can go") as caught:
+    with pytest.raises(UsageError, match=r"removes 5 of 6 blocks, and 2 are protected; at most 4 can be removed") as caught:
         blocks_to_remove(0.8, 6, {0, 5})
     assert caught.value.hint == "--ratio 0.67"
     with pytest.raises(UsageError, match="at most 5 can go"):
@@ -403,5 +403,5 @@ def test_named_blocks_are_read(text: str, wanted: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "5-3", "1,,2", "-1", "1.5", "31", "29-31"])
 def test_named_blocks_that_mean_nothing_are_a_usage_error(text: str) -> None:
-    with pytest.raises(UsageError, match=r"no block and no range|block 31 is beyond the model's 31 blocks, 0 to 30"):
+    with pytest.raises(UsageError, match=r"not a block or a range|block 31 is beyond the model's 31 blocks, 0 to 30"):
         parse_blocks(text, 31)
