@@ -382,12 +382,14 @@ def test_a_ratio_means_at_least_one_block(ratio: float, wanted: int) -> None:
 
 
 def test_a_ratio_that_needs_protected_blocks_says_how_many_could_go() -> None:
-    with pytest.raises(UsageError, match=r"removes 5 of 6 blocks, and 2 are protected; at most 4 can be removed") as caught:
+    with pytest.raises(
+        UsageError, match=r"removes 5 of 6 blocks, and 2 are protected; at most 4 can be removed"
+    ) as caught:
         blocks_to_remove(0.8, 6, {0, 5})
     assert caught.value.hint == "--ratio 0.67"
-    with pytest.raises(UsageError, match="at most 5 can go"):
+    with pytest.raises(UsageError, match="at most 5 can be removed"):
         blocks_to_remove(0.99, 6, ())
-    with pytest.raises(UsageError, match="at most 0 can go") as caught:
+    with pytest.raises(UsageError, match="at most 0 can be removed") as caught:
         blocks_to_remove(0.2, 2, {0, 1})
     assert caught.value.hint == "--protect-blocks none"
     with pytest.raises(UsageError, match="ratio 0 "):
